@@ -1,0 +1,160 @@
+"""Runs operations on a backend, and writes and reads the checkpoints they ask for."""
+
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from weaver.backend import Backend, Pass
+from weaver.checkpoints import checkpoint_folder, delete_checkpoint, read_checkpoint, write_checkpoint
+from weaver.errors import AlreadyExists, UnknownName, WeaverError
+from weaver.registry import Registry
+from weaver.store import Store
+from weaver.types import (
+    CreateFromState,
+    CreateModel,
+    ForwardBackward,
+    ForwardBackwardResult,
+    LoadState,
+    ModelCreated,
+    ModelState,
+    Operation,
+    OptimStep,
+    OptimStepResult,
+    Result,
+    SamplerReady,
+    SaveForSampler,
+    SaveState,
+    StateLoaded,
+    StateSaved,
+)
+
+TRAINING, SAMPLER = "weights", "sampler_weights"
+"""The kinds of checkpoints: the middle part of `tinker://<model>/<kind>/<name>`."""
+
+
+def checkpoint_path(model_id: str, kind: str, name: str) -> str:
+    return f"tinker://{model_id}/{kind}/{name}"
+
+
+class Executor:
+    """What the engine's thread does with work. The backend is opened on first use."""
+
+    def __init__(self, open_backend: Callable[[], Backend], registry: Registry, store: Store, data_dir: Path) -> None:
+        self._open_backend, self._registry, self._store, self._data_dir = open_backend, registry, store, data_dir
+        self._opened: Backend | None = None
+
+    def run_passes(
+        self, passes: Sequence[tuple[str, ForwardBackward]]
+    ) -> Sequence[ForwardBackwardResult | WeaverError]:
+        """Passes of any models together; each with its result or its error."""
+        return self._backend.forward_backward([self._resolved(model_id, operation) for model_id, operation in passes])
+
+    def run(self, model_id: str, operation: Operation) -> Result:
+        """One operation that is a barrier in its lane."""
+        match operation:
+            case OptimStep(params=params):
+                return OptimStepResult(self._backend.optim_step(model_id, params))
+            case CreateModel(lora=lora):
+                self._backend.create_model(model_id, lora)
+                return ModelCreated(model_id)
+            case CreateFromState(lora=lora, path=path, optimizer=optimizer):
+                return self._create_from_state(model_id, operation)
+            case SaveState():
+                return self._save_state(model_id, operation)
+            case SaveForSampler(name=None):
+                return self._make_sampler(model_id)
+            case SaveForSampler():
+                return self._save_for_sampler(model_id, operation)
+            case LoadState(path=path, optimizer=optimizer):
+                self._backend.import_state(model_id, self._read(path, optimizer))
+                return StateLoaded(model_id, path)
+        raise AssertionError(f"{operation} is not a barrier")
+
+    def drop_model(self, model_id: str) -> None:
+        if self._opened is not None:
+            self._opened.drop_model(model_id)
+
+    def close(self) -> None:
+        if self._opened is not None:
+            self._opened.close()
+
+    @property
+    def _backend(self) -> Backend:
+        if self._opened is None:
+            self._opened = self._open_backend()
+        return self._opened
+
+    def _resolved(self, model_id: str, operation: ForwardBackward) -> Pass:
+        loss = self._registry.loss(operation.loss)
+        return Pass(model_id, operation.data, loss, loss.effective_config(operation.config), operation.backward)
+
+    def _create_from_state(self, model_id: str, operation: CreateFromState) -> StateLoaded:
+        state = self._read(operation.path, operation.optimizer)
+        self._backend.create_model(model_id, operation.lora)
+        try:
+            self._backend.import_state(model_id, state)
+        except WeaverError:
+            self._backend.drop_model(model_id)
+            raise
+        return StateLoaded(model_id, operation.path)
+
+    def _read(self, path: str, optimizer: bool) -> ModelState:
+        row = self._store.checkpoint(path)
+        if row is None:
+            raise UnknownName(f"there is no checkpoint {path!r}, or it has expired")
+        return read_checkpoint(self._data_dir / row["folder"], optimizer=optimizer)
+
+    def _save_state(self, model_id: str, operation: SaveState) -> StateSaved:
+        state = self._backend.export_state(model_id, optimizer=True)
+        return self._save(model_id, TRAINING, operation, state, overwrite=operation.overwrite)
+
+    def _save_for_sampler(self, model_id: str, operation: SaveForSampler) -> StateSaved:
+        state = self._backend.export_state(model_id, optimizer=False)
+        return self._save(model_id, SAMPLER, operation, state, overwrite=False)
+
+    def _save(
+        self, model_id: str, kind: str, operation: SaveState | SaveForSampler, state: ModelState, *, overwrite: bool
+    ) -> StateSaved:
+        assert operation.name is not None
+        path = checkpoint_path(model_id, kind, operation.name)
+        if not overwrite and self._store.checkpoint(path) is not None:
+            raise AlreadyExists(
+                f"{path} exists and never changes; choose another name (or overwrite=True in save_state)"
+            )
+        folder = checkpoint_folder(self._data_dir, model_id, kind, operation.name)
+        size_bytes, now = write_checkpoint(folder, state), time.time()
+        replaced = self._store.put_checkpoint(
+            path=path,
+            model_id=model_id,
+            kind=kind,
+            name=operation.name,
+            base_model=state.adapter.base_model,
+            lora=asdict(state.adapter.lora),
+            created=now,
+            expires=None if operation.ttl_seconds is None else now + operation.ttl_seconds,
+            size_bytes=size_bytes,
+            folder=str(folder.relative_to(self._data_dir)),
+            user_metadata=dict(operation.user_metadata),
+        )
+        if replaced is not None:
+            delete_checkpoint(self._data_dir / replaced["folder"])
+        return StateSaved(path)
+
+    def _make_sampler(self, model_id: str) -> SamplerReady:
+        """A snapshot without a name lives in its session's folder, and has a sampling session of its own."""
+        session_id = model_id.partition(":")[0]
+        sampler_id = f"{session_id}:sample:{uuid.uuid4().hex[:12]}"
+        state = self._backend.export_state(model_id, optimizer=False)
+        folder = Path("snapshots") / session_id / sampler_id.rpartition(":")[2]
+        write_checkpoint(self._data_dir / folder, state)
+        self._store.add_sampler(
+            sampling_session_id=sampler_id,
+            session_id=session_id,
+            base_model=state.adapter.base_model,
+            model_path=None,
+            adapter_id=sampler_id,
+            folder=str(folder),
+        )
+        return SamplerReady(sampler_id)

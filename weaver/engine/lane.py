@@ -1,0 +1,131 @@
+"""One model's operations in the order of their sequence numbers, whatever order they arrive in.
+
+A lane is plain state; the engine owns it and holds its lock around every method.
+"""
+
+import uuid
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+from weaver.errors import SequenceRefused
+from weaver.types import Operation
+
+REMEMBERED = 10_000
+"""How many past requests of a lane can still be repeated."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Work:
+    """An accepted operation and the future its client will ask for."""
+
+    seq_id: int
+    operation: Operation
+    fingerprint: bytes
+    request_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    future: "Future[Any]" = field(default_factory=Future)
+
+    def __post_init__(self) -> None:
+        # A running future cannot be cancelled: an acknowledged operation happens, whoever stops waiting for it.
+        self.future.set_running_or_notify_cancel()
+
+
+@dataclass(frozen=True, slots=True)
+class _Accepted:
+    fingerprint: bytes
+    request_id: str
+    kind: str
+
+
+class Lane:
+    """Accepts numbers in any order, gives work out in theirs.
+
+    A number that was refused is a tombstone. A number that never arrives is given up `gap_seconds` after the lane
+    began to wait for it, and refused if it comes later.
+    """
+
+    def __init__(self, model_id: str, gap_seconds: float) -> None:
+        self.model_id = model_id
+        self.ended = False
+        self.failure: Exception | None = None
+        self._gap_seconds = gap_seconds
+        self._next = 0
+        self._waiting: dict[int, Work] = {}
+        self._tombstones: set[int] = set()
+        self._accepted: dict[int, _Accepted] = {}
+        self._gap_since: float | None = None
+
+    def accept(self, seq_id: int, operation: Operation, fingerprint: bytes) -> Work | str:
+        """Queue an operation; for an exact repeat, the request id of the first.
+
+        Raises SequenceRefused when the number belongs to another request, was refused, or was given up.
+        """
+        kind = type(operation).__name__
+        if first := self._accepted.get(seq_id):
+            if first.fingerprint == fingerprint:
+                return first.request_id
+            raise SequenceRefused(
+                f"seq_id {seq_id} of model {self.model_id} was used by a different request (a {first.kind}, this is a "
+                f"{kind}); a retry must repeat the request exactly"
+            )
+        if seq_id in self._tombstones or seq_id < self._next:
+            raise SequenceRefused(
+                f"seq_id {seq_id} of model {self.model_id} comes too late: it was refused before, or given up after "
+                f"{self._gap_seconds:g} s; use a new number (next: {max([self._next, *self._waiting]) + 1})"
+            )
+        work = Work(seq_id, operation, fingerprint)
+        self._waiting[seq_id] = work
+        self._remember(seq_id, _Accepted(fingerprint, work.request_id, kind))
+        return work
+
+    def refuse(self, seq_id: int) -> None:
+        """The request of that number was refused: later ones need not wait for it."""
+        if seq_id not in self._accepted and seq_id >= self._next:
+            self._tombstones.add(seq_id)
+
+    def head(self, now: float) -> Work | None:
+        """The next work, if it is its turn at time `now`."""
+        while True:
+            if self._next in self._tombstones:
+                self._tombstones.discard(self._next)
+                self._advance(self._next + 1)
+            elif self._next in self._waiting:
+                return self._waiting[self._next]
+            elif not self._waiting or not self._gave_up(now):
+                return None
+
+    def pop(self) -> Work:
+        """Take the head."""
+        work = self._waiting.pop(self._next)
+        self._advance(self._next + 1)
+        return work
+
+    def drain(self) -> list[Work]:
+        """Take everything that waits, in order."""
+        left = [self._waiting[seq_id] for seq_id in sorted(self._waiting)]
+        self._waiting.clear()
+        return left
+
+    @property
+    def empty(self) -> bool:
+        return not self._waiting
+
+    def deadline(self) -> float | None:
+        """When the lane will give up the number it waits for."""
+        return None if self._gap_since is None else self._gap_since + self._gap_seconds
+
+    def _gave_up(self, now: float) -> bool:
+        if self._gap_since is None:
+            self._gap_since = now
+        if now - self._gap_since < self._gap_seconds:
+            return False
+        self._advance(min(self._waiting.keys() | {seq for seq in self._tombstones if seq > self._next}))
+        return True
+
+    def _advance(self, seq_id: int) -> None:
+        self._next, self._gap_since = seq_id, None
+
+    def _remember(self, seq_id: int, accepted: _Accepted) -> None:
+        self._accepted[seq_id] = accepted
+        if len(self._accepted) > REMEMBERED:
+            self._accepted.pop(next(iter(self._accepted)))

@@ -1,0 +1,100 @@
+"""The losses weaver ships: each is a plugin like anybody's.
+
+`lp` is the trainer's log probability of a target, `q` the sampler's (`logprobs`), `A` the advantage, r = exp(lp - q).
+Everything is summed over tokens and targets; the input arrays have the shape of `target_tokens`, (T,) or (T, K).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+from weaver.hookspecs import hookimpl
+from weaver.loss import ConfigField, Loss, LossInput
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Inputs = Mapping[str, "Tensor"]
+Config = Mapping[str, float]
+
+WEIGHTS = LossInput("weights", description="any signed or fractional number per target; never a mask, never normalised")
+SAMPLED_LOGPROBS = LossInput("logprobs", description="the log probability each target was sampled with")
+ADVANTAGES = LossInput("advantages", description="how much better than expected each target was")
+POLICY_GRADIENT = (SAMPLED_LOGPROBS, ADVANTAGES)
+
+
+def cross_entropy(logprobs: Tensor, inputs: Inputs, config: Config) -> Tensor:
+    """-lp · weights."""
+    return -(logprobs * inputs["weights"]).sum()
+
+
+def importance_sampling(logprobs: Tensor, inputs: Inputs, config: Config) -> Tensor:
+    """-r · A."""
+    return -(_ratio(logprobs, inputs) * inputs["advantages"]).sum()
+
+
+def ppo(logprobs: Tensor, inputs: Inputs, config: Config) -> Tensor:
+    """-min(r · A, clamp(r) · A)."""
+    ratio, advantages = _ratio(logprobs, inputs), inputs["advantages"]
+    clipped = ratio.clamp(config["clip_low_threshold"], config["clip_high_threshold"])
+    return -(ratio * advantages).minimum(clipped * advantages).sum()
+
+
+def cispo(logprobs: Tensor, inputs: Inputs, config: Config) -> Tensor:
+    """-stopgrad(clamp(r)) · lp · A."""
+    ratio = _ratio(logprobs, inputs).detach().clamp(config["clip_low_threshold"], config["clip_high_threshold"])
+    return -(ratio * logprobs * inputs["advantages"]).sum()
+
+
+def dro(logprobs: Tensor, inputs: Inputs, config: Config) -> Tensor:
+    """-(lp · A - beta / 2 · (lp - q)²)."""
+    penalty = 0.5 * config["beta"] * (logprobs - inputs["logprobs"]).square()
+    return -(logprobs * inputs["advantages"] - penalty).sum()
+
+
+def _ratio(logprobs: Tensor, inputs: Inputs) -> Tensor:
+    return (logprobs - inputs["logprobs"]).exp()
+
+
+def _clip(low: float, high: float) -> tuple[ConfigField, ConfigField]:
+    return (
+        ConfigField("clip_low_threshold", low, minimum=0.0, description="the ratio's lower bound"),
+        ConfigField("clip_high_threshold", high, minimum=0.0, description="the ratio's upper bound"),
+    )
+
+
+@hookimpl
+def weaver_losses() -> Iterable[Loss]:
+    """The five losses of Tinker's API that need nothing but logprobs."""
+    yield Loss("cross_entropy", cross_entropy, (WEIGHTS,), description="-lp · weights, for supervised learning")
+    yield Loss(
+        "importance_sampling",
+        importance_sampling,
+        POLICY_GRADIENT,
+        description="-r · A: policy gradient, corrected for the sampler's distribution",
+    )
+    yield Loss(
+        "ppo",
+        ppo,
+        POLICY_GRADIENT,
+        _clip(0.8, 1.2),
+        "-min(r · A, clamp(r) · A); the thresholds bound the ratio itself",
+        "Schulman et al. 2017, arXiv:1707.06347",
+    )
+    yield Loss(
+        "cispo",
+        cispo,
+        POLICY_GRADIENT,
+        _clip(0.0, 4.0),
+        "-stopgrad(clamp(r)) · lp · A",
+        "MiniMax-M1, arXiv:2506.13585",
+    )
+    yield Loss(
+        "dro",
+        dro,
+        POLICY_GRADIENT,
+        (ConfigField("beta", minimum=0.0, description="strength of the pull towards the sampler; no default"),),
+        "-(lp · A - beta / 2 · (lp - q)²)",
+        "Richemond et al. 2024, arXiv:2405.19107",
+    )

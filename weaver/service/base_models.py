@@ -1,0 +1,68 @@
+"""The base models a service offers: each with its engine and its sampler, made on first use."""
+
+import threading
+from collections.abc import Callable
+
+from weaver.backend import Backend, ModelFacts, ModelSource
+from weaver.config import Config
+from weaver.engine import Engine, LazySampler
+from weaver.engine.executor import Executor
+from weaver.errors import InvalidInput
+from weaver.registry import Registry
+from weaver.store import Store
+
+
+class BaseModels:
+    """Looks a base model up by the name clients use. Every method may be called from any thread."""
+
+    def __init__(self, config: Config, registry: Registry, store: Store) -> None:
+        self._config, self._registry, self._store = config, registry, store
+        self._sources = {source.name: source for source in config.models}
+        self._backend, self._sampler = registry.backend(config.backend), registry.sampler(config.sampler)
+        self._lock = threading.Lock()
+        self._facts: dict[str, ModelFacts] = {}
+        self._engines: dict[str, Engine] = {}
+        self._samplers: dict[str, LazySampler] = {}
+
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._sources)
+
+    def facts(self, name: str) -> ModelFacts:
+        """What the model's configuration says. Raises InvalidInput for a model that is not served."""
+        source = self._source(name)
+        with self._lock:
+            if name not in self._facts:
+                self._facts[name] = self._backend.describe(source)
+            return self._facts[name]
+
+    def engine(self, name: str) -> Engine:
+        source = self._source(name)
+        with self._lock:
+            if name not in self._engines:
+                self._engines[name] = self._new_engine(lambda: self._backend.open(source))
+            return self._engines[name]
+
+    def sampler(self, name: str) -> LazySampler:
+        source = self._source(name)
+        with self._lock:
+            if name not in self._samplers:
+                self._samplers[name] = LazySampler(lambda: self._sampler.open(source))
+            return self._samplers[name]
+
+    def close(self) -> None:
+        with self._lock:
+            for sampler in self._samplers.values():
+                sampler.close()
+            for engine in self._engines.values():
+                engine.close()
+
+    def _source(self, name: str) -> ModelSource:
+        if name not in self._sources:
+            raise InvalidInput(f"base_model {name!r} is not served here; there are: {', '.join(self._sources)}")
+        return self._sources[name]
+
+    def _new_engine(self, open_backend: Callable[[], Backend]) -> Engine:
+        executor = Executor(open_backend, self._registry, self._store, self._config.data_dir)
+        engine = Engine(executor, self._config.gap_seconds)
+        engine.start()
+        return engine

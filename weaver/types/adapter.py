@@ -1,0 +1,34 @@
+"""A trained adapter as a value: what trainers, samplers, checkpoints and the outside world hand to each other."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from weaver.types.data import FloatArray
+from weaver.types.operations import LoraSpec
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Adapter:
+    """A LoRA adapter with PEFT's names: `base_model.model.<module>.lora_A.weight` (rank, in) and `.lora_B.weight` (out,
+    rank), float32. `target_modules` are the last parts of the adapted modules' names, as PEFT matches them."""
+
+    base_model: str
+    lora: LoraSpec
+    target_modules: tuple[str, ...]
+    tensors: Mapping[str, FloatArray]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class OptimizerState:
+    """AdamW's state: `step` counts applied steps; tensors are named `<adapter tensor>.exp_avg` and `.exp_avg_sq`."""
+
+    step: int
+    tensors: Mapping[str, FloatArray]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ModelState:
+    """All of a training model between operations. Accumulated gradients are not part of it."""
+
+    adapter: Adapter
+    optimizer: OptimizerState | None

@@ -1,0 +1,109 @@
+"""What a client can ask of one training model. An operation is a value: it is checked, ordered and run elsewhere."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from weaver.types.data import Datum
+
+
+@dataclass(frozen=True, slots=True)
+class LoraSpec:
+    """Which low-rank adapter to train on which linear layers (Hu et al. 2021, arXiv:2106.09685).
+
+    `scale` multiplies the update B·A: alpha / rank. With `seed` None the service draws one and tells it in `get_info`.
+    """
+
+    rank: int = 32
+    alpha: float = 32.0
+    seed: int | None = None
+    train_mlp: bool = True
+    train_attn: bool = True
+    train_unembed: bool = True
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
+
+
+@dataclass(frozen=True, slots=True)
+class AdamParams:
+    """One AdamW step (Kingma & Ba 2015; decoupled weight decay: Loshchilov & Hutter 2019). Defaults are Tinker's.
+
+    `grad_clip_norm` bounds the global L2 norm of this model's gradients; 0 switches clipping off.
+    """
+
+    learning_rate: float = 1e-4
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-12
+    weight_decay: float = 0.0
+    grad_clip_norm: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class CreateModel:
+    """Make a new adapter on `base_model`; its weights follow from the spec and its seed alone."""
+
+    base_model: str
+    lora: LoraSpec
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ForwardBackward:
+    """Compute each datum's loss and, when `backward`, add its gradients to the model's accumulated ones."""
+
+    data: tuple[Datum, ...]
+    loss: str
+    config: Mapping[str, float | str] = field(default_factory=dict)
+    backward: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class OptimStep:
+    """Apply the accumulated gradients once, then clear them."""
+
+    params: AdamParams
+
+
+@dataclass(frozen=True, slots=True)
+class SaveState:
+    """Write adapter and optimizer state under `tinker://<model>/weights/<name>`."""
+
+    name: str
+    overwrite: bool = False
+    ttl_seconds: int | None = None
+    user_metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class SaveForSampler:
+    """Make an immutable snapshot of the adapter for sampling.
+
+    With a `name` it is kept under `tinker://<model>/sampler_weights/<name>`; without, it lives as long as its session
+    and the result is the id of a sampling session.
+    """
+
+    name: str | None = None
+    ttl_seconds: int | None = None
+    user_metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadState:
+    """Replace adapter weights by a checkpoint's, and the optimizer's state too when `optimizer`, else clear it."""
+
+    path: str
+    optimizer: bool
+
+
+@dataclass(frozen=True, slots=True)
+class CreateFromState:
+    """Make a new adapter and give it a checkpoint's weights (and optimizer state when `optimizer`) in one step."""
+
+    base_model: str
+    lora: LoraSpec
+    path: str
+    optimizer: bool
+
+
+Operation = CreateModel | CreateFromState | ForwardBackward | OptimStep | SaveState | SaveForSampler | LoadState

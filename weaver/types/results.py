@@ -1,0 +1,47 @@
+"""What settled training operations give back."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from weaver.types.data import FloatArray
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ForwardBackwardResult:
+    """One logprobs array per datum, shaped like its `target_tokens`; metrics are named `name:reduction`."""
+
+    logprobs: tuple[FloatArray, ...]
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class OptimStepResult:
+    """`grad_norm` is the global L2 norm before clipping, among others."""
+
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCreated:
+    model_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class StateSaved:
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class StateLoaded:
+    model_id: str
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class SamplerReady:
+    """A snapshot made without a name: sample from it through this sampling session."""
+
+    sampling_session_id: str
+
+
+Result = ForwardBackwardResult | OptimStepResult | ModelCreated | StateSaved | StateLoaded | SamplerReady
