@@ -29,6 +29,7 @@ from weaver.types import (
 )
 
 MAXIMUM_RANK = 1024
+MAXIMUM_SAMPLES = 16_384
 TTL_SECONDS = (3600, 10 * 365 * 86_400)
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 
@@ -68,8 +69,8 @@ def check_prompt(prompt: IntArray, facts: ModelFacts) -> None:
 
 
 def check_sampling(num_samples: int, topk_prompt_logprobs: int, facts: ModelFacts) -> None:
-    if num_samples < 1:
-        raise InvalidInput(f"num_samples is {num_samples}; it must be at least 1")
+    if not 1 <= num_samples <= MAXIMUM_SAMPLES:
+        raise InvalidInput(f"num_samples is {num_samples}; it must be from 1 to {MAXIMUM_SAMPLES}")
     if not 0 <= topk_prompt_logprobs <= facts.vocabulary_size:
         raise InvalidInput(
             f"topk_prompt_logprobs is {topk_prompt_logprobs}; it must be from 0 to {facts.vocabulary_size}"

@@ -1,0 +1,169 @@
+"""From weaver's results and records to Tinker's answers: protobuf for passes and samples, JSON for the rest."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
+from typing import Any, Final
+
+import numpy as np
+
+from weaver.compat.tinker import messages
+from weaver.compat.tinker.messages import DType
+from weaver.service.records import CheckpointInfo, ModelInfo, SamplerInfo, SampleTicket, SupportedModel, Ticket
+from weaver.types import (
+    FloatArray,
+    ForwardBackwardResult,
+    LoraSpec,
+    ModelCreated,
+    OptimStepResult,
+    SampledSequence,
+    SampleResult,
+    SamplerReady,
+    StateLoaded,
+    StateSaved,
+    StopReason,
+    TopLogprobs,
+)
+
+Json = dict[str, Any]
+
+# How this wire marks a cell of a top-k table that holds nothing.
+_EMPTY_TOKEN: Final = 0
+_EMPTY_LOGPROB: Final = -99999.0
+
+_RECORD_TYPE: Final = "ArrayRecord"
+_STOP_REASONS: Final = {StopReason.STOP: messages.StopReason.STOP, StopReason.LENGTH: messages.StopReason.LENGTH}
+
+
+def forward_backward_output(result: ForwardBackwardResult) -> bytes:
+    """Protobuf: each run of consecutive datums with equal trailing shape becomes one record."""
+    output = messages.ForwardBackwardOutput(loss_fn_output_type=_RECORD_TYPE, metrics=result.metrics)
+    for trailing_shape, run in groupby(result.logprobs, key=lambda array: array.shape[1:]):
+        output.loss_fn_outputs.append(_record(list(run), trailing_shape))
+    return bytes(output.SerializeToString())
+
+
+def _record(run: Sequence[FloatArray], trailing_shape: tuple[int, ...]) -> Any:
+    record = messages.ArrayRecord(type_tag=_RECORD_TYPE, num_datums=len(run))
+    field = record.fields["logprobs"]
+    field.data = b"".join(_bytes(array, "<f4") for array in run)
+    field.offsets = _bytes(np.cumsum([0, *(array.size * 4 for array in run)]), "<i8")
+    field.dtype = DType.FLOAT32
+    field.trailing_shape.extend(trailing_shape)
+    return record
+
+
+def sample_response(result: SampleResult) -> bytes:
+    """Protobuf; a prompt logprob that does not exist is NaN."""
+    response = messages.SampleResponse()
+    for sequence in result.sequences:
+        _add_sequence(response, sequence)
+    if result.prompt_logprobs_n is not None:
+        response.prompt_logprobs = _bytes(result.prompt_logprobs_n, "<f4")
+    if result.topk_prompt_logprobs is not None:
+        response.topk_prompt_logprobs.CopyFrom(_topk(result.topk_prompt_logprobs))
+    return bytes(response.SerializeToString())
+
+
+def _add_sequence(response: Any, sequence: SampledSequence) -> None:
+    response.sequences.add(
+        stop_reason=_STOP_REASONS[sequence.stop_reason],
+        tokens=_bytes(sequence.tokens, "<i4"),
+        logprobs=_bytes(sequence.logprobs, "<f4"),
+    )
+
+
+def _topk(table: TopLogprobs) -> Any:
+    empty = np.isnan(table.logprobs_nk)
+    length, k = table.logprobs_nk.shape
+    return messages.TopkLogprobs(
+        token_ids=_bytes(np.where(empty, _EMPTY_TOKEN, table.token_ids_nk), "<i4"),
+        logprobs=_bytes(np.where(empty, _EMPTY_LOGPROB, table.logprobs_nk), "<f4"),
+        k=k,
+        length=length,
+    )
+
+
+def _bytes(array: Any, dtype: str) -> bytes:
+    return bytes(np.ascontiguousarray(array, dtype).tobytes())
+
+
+def result_json(result: OptimStepResult | ModelCreated | StateSaved | StateLoaded | SamplerReady) -> Json:
+    """The JSON of every result that is not protobuf. None has a key `error`, `status` or `type`: those mean failure or
+    "ask again" to a client that polls."""
+    match result:
+        case OptimStepResult(metrics=metrics):
+            return {"metrics": _json_numbers(metrics)}
+        case ModelCreated(model_id=model_id):
+            return {"model_id": model_id}
+        case StateSaved(path=path):
+            return {"path": path}
+        case StateLoaded(model_id=model_id, path=path):
+            return {"model_id": model_id, "path": path}
+        case SamplerReady(sampling_session_id=sampling_session_id):
+            return {"sampling_session_id": sampling_session_id}
+
+
+def _json_numbers(numbers: Mapping[str, float]) -> dict[str, float | str]:
+    """JSON has no NaN or infinity; as in protobuf's JSON they are strings, which clients read as floats."""
+    return {name: number if math.isfinite(number) else _name(number) for name, number in numbers.items()}
+
+
+def _name(number: float) -> str:
+    return "NaN" if math.isnan(number) else "Infinity" if number > 0 else "-Infinity"
+
+
+def promise(ticket: Ticket) -> Json:
+    return {"request_id": ticket.request_id, "model_id": ticket.model_id}
+
+
+def sample_promise(ticket: SampleTicket) -> Json:
+    return {"request_id": ticket.request_id, "sample_sequence_ids": list(ticket.sequence_ids)}
+
+
+def model_info(info: ModelInfo) -> Json:
+    return {
+        "type": "get_info",
+        "model_id": info.model_id,
+        "model_name": info.base_model,
+        "model_data": {
+            "arch": info.architecture,
+            "model_name": info.base_model,
+            "tokenizer_id": info.tokenizer_location,
+        },
+        "optimizer_config": {"type": "adamw"},
+        "is_lora": True,
+        "lora_rank": info.lora.rank,
+        "lora_config": {"rank": info.lora.rank, "alpha": info.lora.alpha, "seed": info.lora.seed} | _trained(info.lora),
+    }
+
+
+def weights_info(info: CheckpointInfo) -> Json:
+    return {
+        "base_model": info.base_model,
+        "is_lora": True,
+        "lora_rank": info.lora.rank,
+        "optimizer_config": {"type": "adamw"},
+    } | _trained(info.lora)
+
+
+def _trained(lora: LoraSpec) -> Json:
+    return {"train_mlp": lora.train_mlp, "train_attn": lora.train_attn, "train_unembed": lora.train_unembed}
+
+
+def sampler_info(info: SamplerInfo) -> Json:
+    return {"sampler_id": info.sampling_session_id, "base_model": info.base_model, "model_path": info.model_path}
+
+
+def capabilities(models: Iterable[SupportedModel]) -> Json:
+    return {
+        "supported_models": [
+            {
+                "model_name": model.name,
+                "max_context_length": model.context_length,
+                "trainable": True,
+                "sampleable": True,
+            }
+            for model in models
+        ]
+    }

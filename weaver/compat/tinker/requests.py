@@ -1,0 +1,270 @@
+"""The JSON bodies of Tinker's wire. `parse` checks one and raises InvalidInput with a sentence that names the field.
+
+Bodies that carry a computation refuse unknown fields by name: a field nobody reads is a computation not done. Bodies
+about sessions, telemetry and configuration ignore what they do not know. `None` is the same as absent everywhere.
+"""
+
+import reprlib
+from collections.abc import Mapping
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails, PydanticCustomError
+
+from weaver.errors import InvalidInput
+
+SequenceNumber = Annotated[int, Field(ge=0, lt=2**63)]
+Token = Annotated[int, Field(ge=0, lt=2**31)]
+Metadata = dict[str, str]
+
+
+def refused(why: str, *accepted: Any) -> BeforeValidator:
+    """Accept only these values of a field, or none; any other is refused with the reason.
+
+    Only where some are accepted is the value repeated: it may be long or secret.
+    """
+
+    def check(value: Any) -> Any:
+        if any(value == allowed and type(value) is type(allowed) for allowed in accepted):
+            return value
+        found = f"is {reprlib.repr(value)}" if accepted else "must be absent"
+        raise PydanticCustomError("refused", "{sentence}", {"sentence": f"{found}: {why}"})
+
+    return BeforeValidator(check)
+
+
+def _check_stop(value: Any) -> Any:
+    if isinstance(value, str):
+        value = [value]
+    if isinstance(value, list):
+        for kind in (int, str):
+            if all(type(item) is kind for item in value):
+                return value
+    raise PydanticCustomError("refused", "must be a string, a list of strings or a list of token ids, not mixed")
+
+
+def _check_chunk(value: Any) -> Any:
+    kind = value.get("type") if isinstance(value, Mapping) else None
+    if kind is None or kind == "encoded_text":
+        return value
+    raise PydanticCustomError("refused", "is of type {kind}: this server reads encoded_text only", {"kind": repr(kind)})
+
+
+class Ignoring(BaseModel):
+    """A body whose unknown fields change nothing."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, strict=True, protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _none_is_absent(cls, raw: Any) -> Any:
+        return {key: value for key, value in raw.items() if value is not None} if isinstance(raw, dict) else raw
+
+
+class Computing(Ignoring):
+    """A body whose every field is read or refused. `type` repeats the endpoint's name."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: str | None = None
+
+
+class CreateSession(Ignoring):
+    tags: list[str] = Field(default_factory=list)
+    user_metadata: Metadata = Field(default_factory=dict)
+    sdk_version: str = ""
+    project_id: str | None = None
+    display_name: str | None = None
+
+
+class SessionHeartbeat(Ignoring):
+    session_id: str
+
+
+class FinishReason(Ignoring):
+    type: str
+
+
+class FinishSession(Ignoring):
+    reason: FinishReason
+    detail: str | None = None
+
+
+class GetInfo(Ignoring):
+    model_id: str
+
+
+class WeightsInfo(Ignoring):
+    tinker_path: str
+
+
+class RetrieveFuture(Ignoring):
+    request_id: str
+    allow_metadata_only: bool = False
+
+
+class LoraConfig(Computing):
+    rank: int
+    seed: int | None = None
+    train_unembed: bool = True
+    train_mlp: bool = True
+    train_attn: bool = True
+
+
+class OptimizerConfig(Computing):
+    type: Annotated[str, refused("this server trains with 'adamw' only", "adamw")] = "adamw"
+
+
+class CreateModel(Computing):
+    session_id: str
+    model_seq_id: SequenceNumber
+    base_model: str
+    user_metadata: Metadata = Field(default_factory=dict)
+    lora_config: LoraConfig | None = None
+    optimizer_config: OptimizerConfig = OptimizerConfig()
+
+
+class AdamParams(Computing):
+    """Absent fields mean Tinker's defaults, which are those of `weaver.types.AdamParams`."""
+
+    learning_rate: float | None = None
+    beta1: float | None = None
+    beta2: float | None = None
+    eps: float | None = None
+    weight_decay: float | None = None
+    grad_clip_norm: float | None = None
+
+
+class ModelOperation(Computing):
+    """An operation in one model's order."""
+
+    model_id: str
+    seq_id: SequenceNumber
+
+
+class OptimStep(ModelOperation):
+    adam_params: AdamParams
+    optimizer_params: Annotated[Any, refused("this server reads adam_params only")] = None
+
+
+class SaveWeights(ModelOperation):
+    path: str
+    overwrite: bool = False
+    ttl_seconds: int | None = None
+    user_metadata: Metadata = Field(default_factory=dict)
+
+
+class SaveWeightsForSampler(ModelOperation):
+    """With a `path` the snapshot is kept under that name; with `sampling_session_seq_id` it is for sampling at once."""
+
+    path: str | None = None
+    sampling_session_seq_id: SequenceNumber | None = None
+    kind: Annotated[str, refused("this server makes 'snapshot' samplers only", "snapshot")] = "snapshot"
+    ttl_seconds: int | None = None
+    user_metadata: Metadata = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _one_purpose(self) -> "SaveWeightsForSampler":
+        if (self.path is None) == (self.sampling_session_seq_id is None):
+            raise PydanticCustomError("refused", "one of path and sampling_session_seq_id must be given, and not both")
+        return self
+
+
+_NO_TOKEN = refused("this server has no access tokens for weights; every checkpoint is open to its keys")
+
+
+class LoadWeights(ModelOperation):
+    """Into a model that exists."""
+
+    path: str
+    optimizer: bool
+    weights_access_token: Annotated[Any, _NO_TOKEN] = None
+
+
+class LoadNewModel(Computing):
+    """Into a model that this request creates."""
+
+    session_id: str
+    model_seq_id: SequenceNumber
+    path: str
+    optimizer: bool
+    base_model: str | None = None
+    user_metadata: Metadata = Field(default_factory=dict)
+    optimizer_config: OptimizerConfig = OptimizerConfig()
+    weights_access_token: Annotated[Any, _NO_TOKEN] = None
+
+
+class CreateSamplingSession(Computing):
+    session_id: str
+    sampling_session_seq_id: SequenceNumber
+    base_model: str | None = None
+    model_path: str | None = None
+
+
+class TextChunk(Computing):
+    tokens: list[Token]
+
+
+class Prompt(Computing):
+    chunks: list[Annotated[TextChunk, BeforeValidator(_check_chunk)]]
+
+
+class SamplingParams(Computing):
+    max_tokens: int | None = None
+    seed: int | None = None
+    stop: Annotated[list[int] | list[str] | None, BeforeValidator(_check_stop)] = None
+    temperature: float = 1.0
+    top_k: int = -1
+    top_p: float = 1.0
+
+
+_NOT_YET = "this server does not compute it"
+_BY_SESSION = "this server samples through sampling_session_id only"
+
+
+class Sample(Computing):
+    sampling_session_id: str
+    seq_id: SequenceNumber
+    num_samples: int = 1
+    prompt: Prompt
+    sampling_params: SamplingParams
+    prompt_logprobs: bool = False
+    topk_prompt_logprobs: int = 0
+    topk_sample_logprobs: Annotated[int, refused(_NOT_YET, 0)] = 0
+    target_prompt_logprobs: Annotated[Any, refused(_NOT_YET)] = None
+    prompt_alt_tokens_k: Annotated[int, refused(_NOT_YET, 0)] = 0
+    prompt_logprobs_last_n: Annotated[Any, refused(_NOT_YET)] = None
+    record_stability_info: Annotated[bool, refused("this server does not record it", False)] = False
+    base_model: Annotated[Any, refused(_BY_SESSION)] = None
+    model_path: Annotated[Any, refused(_BY_SESSION)] = None
+
+
+Body = TypeVar("Body", bound=Ignoring)
+
+
+def parse(model: type[Body], raw: object) -> Body:
+    """The checked body. Raises InvalidInput naming every field at fault."""
+    try:
+        return model.model_validate(raw)
+    except ValidationError as error:
+        raise InvalidInput("; ".join(_sentence(detail) for detail in error.errors(include_url=False)[:8])) from None
+
+
+def _sentence(detail: ErrorDetails) -> str:
+    field = _path(detail["loc"])
+    match detail["type"]:
+        case "missing":
+            return f"{field} is missing"
+        case "extra_forbidden":
+            return f"{field} is not a field this server reads here"
+        case "refused":
+            return f"{field} {detail['msg']}".strip()
+        case _:
+            message = detail["msg"][:1].lower() + detail["msg"][1:]
+            return f"{field or 'the body'}: {message}, not {reprlib.repr(detail['input'])}"
+
+
+def _path(location: tuple[int | str, ...]) -> str:
+    """`("prompt", "chunks", 0)` -> `prompt.chunks[0]`."""
+    parts = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
+    return parts.removeprefix(".")

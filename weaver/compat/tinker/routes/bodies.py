@@ -1,0 +1,57 @@
+"""Request bodies: read whole, uncompressed and parsed, with a bound on what they may grow to."""
+
+from typing import Any, Final
+
+import zstandard
+from fastapi import Request
+from pydantic_core import from_json
+
+from weaver.errors import InvalidInput
+
+# Far beyond any request of the SDK (it splits at 5 MB), far below what would take the server down.
+BODY_LIMIT: Final = 2**30
+
+
+async def read_body(request: Request, limit: int = BODY_LIMIT) -> bytes:
+    """The body, uncompressed. Raises InvalidInput beyond `limit` bytes or for an encoding this server cannot read."""
+    parts: list[bytes] = []
+    size = 0
+    async for part in request.stream():
+        parts.append(part)
+        size += len(part)
+        if size > limit:
+            raise InvalidInput(f"the body is longer than {limit} bytes")
+    body = b"".join(parts)
+    match request.headers.get("content-encoding", "identity").lower():
+        case "identity":
+            return body
+        case "zstd":
+            return decompress(body, limit)
+        case encoding:
+            raise InvalidInput(f"Content-Encoding is {encoding!r}; this server reads zstd or none")
+
+
+def decompress(body: bytes, limit: int) -> bytes:
+    """One zstd frame. The frame's own word on its size is checked first, and memory is bounded where it has none."""
+    too_long = f"the zstd body is longer than {limit} bytes uncompressed"
+    try:
+        if zstandard.frame_content_size(body) > limit:
+            raise InvalidInput(too_long)
+        return zstandard.ZstdDecompressor().decompress(body, max_output_size=limit, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise InvalidInput(f"the body is no zstd frame of at most {limit} bytes uncompressed: {error}") from None
+
+
+async def json_object(request: Request) -> dict[str, Any]:
+    """A JSON object, not yet checked."""
+    try:
+        raw = from_json(await read_body(request))
+    except ValueError as error:
+        raise _not_an_object(str(error)) from None
+    if not isinstance(raw, dict):
+        raise _not_an_object(f"it is a {type(raw).__name__}")
+    return raw
+
+
+def _not_an_object(why: str) -> InvalidInput:
+    return InvalidInput(f"the body must be a JSON object: {why}")

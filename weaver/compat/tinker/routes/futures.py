@@ -1,0 +1,64 @@
+"""Results: a client asks for one by its request id and waits."""
+
+import asyncio
+from concurrent.futures import Future
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+
+from weaver.compat.context import ServerContext, TheContext
+from weaver.compat.tinker import answers, requests
+from weaver.compat.tinker.routes.bodies import json_object
+from weaver.compat.tinker.routes.training import PROTOBUF
+from weaver.errors import Forgotten, Stopped, UserError
+from weaver.types import ForwardBackwardResult, Result, SampleResult
+
+router = APIRouter()
+
+
+@router.post("/retrieve_future")
+async def retrieve_future(request: Request, context: TheContext) -> Response:
+    """`allow_metadata_only` permits an answer without the result; the result itself is always allowed."""
+    body = requests.parse(requests.RetrieveFuture, await json_object(request))
+    future = context.service.future(body.request_id)
+    if not await _settled(future, context):
+        return JSONResponse({"detail": f"{body.request_id} still waits or runs", "queue_state": "active"}, 408)
+    if future.cancelled():
+        raise Forgotten(f"the request {body.request_id} was cancelled")
+    error = future.exception()
+    return _failure(error) if error else _success(future.result())
+
+
+async def _settled(future: Future[Result | SampleResult], context: ServerContext) -> bool:
+    """Wait for the future, the end of the poll or of the server. Never cancels: others may wait for the same future."""
+    waiter = asyncio.wrap_future(future)
+    waiter.add_done_callback(lambda done: done.cancelled() or done.exception())  # seen, so asyncio does not complain
+    stop = asyncio.create_task(context.stopping.wait())
+    either: set[asyncio.Future[Any]] = {waiter, stop}
+    try:
+        await asyncio.wait(either, timeout=context.poll_seconds, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        stop.cancel()
+    if context.stopping.is_set() and not future.done():
+        raise Stopped("the server is shutting down")
+    return future.done()
+
+
+def _failure(error: BaseException) -> Response:
+    """What went wrong while running is an answer, not a status: clients ask again after a status. A server that stops
+    has not failed the operation, so there the client shall ask again."""
+    if isinstance(error, Stopped):
+        raise error
+    category = "user" if isinstance(error, UserError) else "server"
+    return JSONResponse({"error": str(error) or type(error).__name__, "category": category})
+
+
+def _success(result: Result | SampleResult) -> Response:
+    match result:
+        case ForwardBackwardResult():
+            return Response(answers.forward_backward_output(result), media_type=PROTOBUF)
+        case SampleResult():
+            return Response(answers.sample_response(result), media_type=PROTOBUF)
+        case _:
+            return JSONResponse(answers.result_json(result))

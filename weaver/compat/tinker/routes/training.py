@@ -1,0 +1,103 @@
+"""Operations on a training model. Each is acknowledged at once with the id of its future."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, Final, TypeVar
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse
+
+from weaver.compat.context import TheService
+from weaver.compat.tinker import answers, convert, requests
+from weaver.compat.tinker.routes.bodies import json_object, read_body
+from weaver.errors import InvalidInput, UserError
+from weaver.service import Service
+from weaver.types import Operation
+
+router = APIRouter()
+
+PROTOBUF: Final = "application/x-protobuf"
+
+Body = TypeVar("Body", bound=requests.ModelOperation)
+
+
+@contextmanager
+def numbered(service: Service, model_id: object, seq_id: object) -> Iterator[None]:
+    """Around the decoding of a request: one that is refused gives up its number, for the client goes on to the next."""
+    try:
+        yield
+    except InvalidInput:
+        if isinstance(model_id, str) and type(seq_id) is int and 0 <= seq_id < 2**63:
+            with suppress(UserError):  # the client is told why its request was refused, not that its model is unknown
+                service.refuse(model_id, seq_id)
+        raise
+
+
+def _submit(
+    raw: dict[str, Any], service: Service, model: type[Body], operation: Callable[[Body], Operation]
+) -> JSONResponse:
+    with numbered(service, raw.get("model_id"), raw.get("seq_id")):
+        body = requests.parse(model, raw)
+    return JSONResponse(answers.promise(service.submit(body.model_id, body.seq_id, operation(body))))
+
+
+@router.post("/create_model")
+async def create_model(request: Request, service: TheService) -> JSONResponse:
+    body = requests.parse(requests.CreateModel, await json_object(request))
+    ticket = service.create_model(
+        body.session_id, body.model_seq_id, body.base_model, convert.lora_spec(body.lora_config), body.user_metadata
+    )
+    return JSONResponse(answers.promise(ticket))
+
+
+@router.post("/get_info")
+async def get_info(request: Request, service: TheService) -> JSONResponse:
+    body = requests.parse(requests.GetInfo, await json_object(request))
+    return JSONResponse(answers.model_info(service.model_info(body.model_id)))
+
+
+@router.post("/forward_backward")
+async def forward_backward(request: Request, service: TheService) -> JSONResponse:
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip()
+    if content_type != PROTOBUF:
+        raise InvalidInput(f"Content-Type is {content_type!r}; this server reads forward_backward as {PROTOBUF}")
+    message = convert.forward_backward_message(await read_body(request))
+    with numbered(service, message.model_id, message.seq_id):
+        operation = convert.forward_backward(message)
+    return JSONResponse(answers.promise(service.submit(message.model_id, message.seq_id, operation)))
+
+
+@router.post("/optim_step")
+async def optim_step(request: Request, service: TheService) -> JSONResponse:
+    return _submit(await json_object(request), service, requests.OptimStep, convert.optim_step)
+
+
+@router.post("/save_weights")
+async def save_weights(request: Request, service: TheService) -> JSONResponse:
+    return _submit(await json_object(request), service, requests.SaveWeights, convert.save_state)
+
+
+@router.post("/save_weights_for_sampler")
+async def save_weights_for_sampler(request: Request, service: TheService) -> JSONResponse:
+    return _submit(await json_object(request), service, requests.SaveWeightsForSampler, convert.save_for_sampler)
+
+
+@router.post("/load_weights")
+async def load_weights(request: Request, service: TheService) -> JSONResponse:
+    raw = await json_object(request)
+    if raw.get("session_id") is not None or raw.get("model_seq_id") is not None:
+        return _load_new_model(raw, service)
+    return _submit(raw, service, requests.LoadWeights, convert.load_state)
+
+
+def _load_new_model(raw: dict[str, Any], service: Service) -> JSONResponse:
+    body = requests.parse(requests.LoadNewModel, raw)
+    ticket = service.create_model_from_state(
+        body.session_id,
+        body.model_seq_id,
+        body.path,
+        base_model=body.base_model,
+        optimizer=body.optimizer,
+        user_metadata=body.user_metadata,
+    )
+    return JSONResponse(answers.promise(ticket))

@@ -1,0 +1,230 @@
+"""A backend and a sampler named "echo", without torch: the smallest worked example of both contracts.
+
+The backend's model is one bias per vocabulary entry: the logprob of a target is `log_softmax(bias_V)[target]`, whatever
+the tokens before it. It learns by real AdamW, so a training loop against it behaves like one. The sampler's model says
+the prompt over and over. A location like `echo:vocab=100,context=512` sets their sizes.
+
+Shapes: V vocabulary; n prompt tokens, k likeliest tokens.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+
+from weaver.backend import BackendFactory, ModelFacts, ModelSource, Pass
+from weaver.errors import CheckpointDamaged, InvalidInput, LossFailed, WeaverError
+from weaver.hookspecs import hookimpl
+from weaver.loss import TARGET_TOKENS
+from weaver.sampler import SamplerFactory
+from weaver.types import (
+    AdamParams,
+    Adapter,
+    Array,
+    FloatArray,
+    ForwardBackwardResult,
+    IntArray,
+    LoraSpec,
+    ModelState,
+    OptimizerState,
+    SampledSequence,
+    SampleRequest,
+    SampleResult,
+    SamplingParams,
+    StopReason,
+    TopLogprobs,
+)
+
+END_TOKEN: Final = 0
+_TENSOR: Final = "base_model.model.echo.bias"
+_SIZES: Final = {"vocab": 256, "context": 1024}
+
+
+def describe(source: ModelSource) -> ModelFacts:
+    """Reads `echo` or `echo:vocab=100,context=512`; token 0 ends a text."""
+    sizes = _sizes(source.location)
+    return ModelFacts(
+        name=source.name,
+        architecture="Echo",
+        vocabulary_size=sizes["vocab"],
+        context_length=sizes["context"],
+        end_token_ids=(END_TOKEN,),
+        tokenizer_location=source.name,
+    )
+
+
+def _sizes(location: str) -> dict[str, int]:
+    kind, _, settings = location.partition(":")
+    given = dict(part.partition("=")[::2] for part in settings.split(",") if part)
+    if kind != "echo" or not given.keys() <= _SIZES.keys() or not all(value.isdigit() for value in given.values()):
+        raise InvalidInput(f"the location {location!r} must look like 'echo:vocab=100,context=512'")
+    return _SIZES | {name: int(value) for name, value in given.items()}
+
+
+@dataclass(slots=True, eq=False)
+class _Model:
+    """One adapter: its bias, accumulated gradients and optimizer state."""
+
+    lora: LoraSpec
+    bias_V: FloatArray
+    gradient_V: FloatArray = field(init=False)
+    exp_avg_V: FloatArray = field(init=False)
+    exp_avg_sq_V: FloatArray = field(init=False)
+    step: int = 0
+
+    def __post_init__(self) -> None:
+        self.gradient_V, self.exp_avg_V, self.exp_avg_sq_V = (np.zeros_like(self.bias_V) for _ in range(3))
+
+
+class EchoBackend:
+    """The contract `weaver.backend.Backend`, for one bias vector per model."""
+
+    def __init__(self, source: ModelSource) -> None:
+        self._facts = describe(source)
+        self._models: dict[str, _Model] = {}
+
+    def create_model(self, model_id: str, lora: LoraSpec) -> None:
+        self._models[model_id] = _Model(lora, np.zeros(self._facts.vocabulary_size, np.float32))
+
+    def drop_model(self, model_id: str) -> None:
+        del self._models[model_id]
+
+    def forward_backward(self, passes: Sequence[Pass]) -> Sequence[ForwardBackwardResult | WeaverError]:
+        return [self._run(one) for one in passes]
+
+    def _run(self, one: Pass) -> ForwardBackwardResult | WeaverError:
+        """Cross-entropy by its own formula: a loss function needs torch tensors, which this backend does without."""
+        if one.loss.name != "cross_entropy":
+            return LossFailed(f"the backend 'echo' computes the loss 'cross_entropy' only, not {one.loss.name!r}")
+        model = self._models[one.model_id]
+        logprobs_V = _log_softmax(model.bias_V)
+        logprobs = tuple(logprobs_V[datum.loss_fn_inputs[TARGET_TOKENS]] for datum in one.data)
+        weights = [datum.loss_fn_inputs["weights"] for datum in one.data]
+        if one.backward:
+            for datum, weight in zip(one.data, weights, strict=True):
+                model.gradient_V += _gradient(logprobs_V, datum.loss_fn_inputs[TARGET_TOKENS], weight)
+        loss = -sum(float((lp * weight).sum()) for lp, weight in zip(logprobs, weights, strict=True))
+        return ForwardBackwardResult(logprobs, {"loss:sum": loss})
+
+    def optim_step(self, model_id: str, params: AdamParams) -> Mapping[str, float]:
+        """AdamW (Loshchilov & Hutter 2019, algorithm 2)."""
+        model = self._models[model_id]
+        norm = float(np.linalg.norm(model.gradient_V))
+        clip = params.grad_clip_norm / norm if 0 < params.grad_clip_norm < norm else 1.0
+        gradient_V = model.gradient_V * np.float32(clip)
+        model.step += 1
+        model.exp_avg_V += np.float32(1 - params.beta1) * (gradient_V - model.exp_avg_V)
+        model.exp_avg_sq_V += np.float32(1 - params.beta2) * (gradient_V**2 - model.exp_avg_sq_V)
+        mean_V = model.exp_avg_V / np.float32(1 - params.beta1**model.step)
+        deviation_V = np.sqrt(model.exp_avg_sq_V / np.float32(1 - params.beta2**model.step))
+        model.bias_V *= np.float32(1 - params.learning_rate * params.weight_decay)
+        model.bias_V -= np.float32(params.learning_rate) * mean_V / (deviation_V + np.float32(params.eps))
+        model.gradient_V[:] = 0
+        return {"grad_norm": norm}
+
+    def export_state(self, model_id: str, *, optimizer: bool) -> ModelState:
+        model = self._models[model_id]
+        adapter = Adapter(self._facts.name, model.lora, ("echo",), {_TENSOR: model.bias_V.copy()})
+        moments = {
+            f"{_TENSOR}.exp_avg": model.exp_avg_V.copy(),
+            f"{_TENSOR}.exp_avg_sq": model.exp_avg_sq_V.copy(),
+        }
+        return ModelState(adapter, OptimizerState(model.step, moments) if optimizer else None)
+
+    def import_state(self, model_id: str, state: ModelState) -> None:
+        model = _Model(self._models[model_id].lora, state.adapter.tensors[_TENSOR].copy())
+        if state.optimizer:
+            model.step = state.optimizer.step
+            model.exp_avg_V = state.optimizer.tensors[f"{_TENSOR}.exp_avg"].copy()
+            model.exp_avg_sq_V = state.optimizer.tensors[f"{_TENSOR}.exp_avg_sq"].copy()
+        self._models[model_id] = model
+
+    def close(self) -> None:
+        self._models.clear()
+
+
+def _log_softmax(bias_V: FloatArray) -> FloatArray:
+    shifted_V: FloatArray = bias_V - bias_V.max()
+    logprobs_V: FloatArray = shifted_V - np.log(np.exp(shifted_V).sum())
+    return logprobs_V
+
+
+def _gradient(logprobs_V: FloatArray, targets: Array, weights: Array) -> FloatArray:
+    """Of `-(logprobs_V[targets] * weights).sum()` by the bias: `sum(weights) * softmax - weights at their targets`."""
+    gradient_V: FloatArray = np.exp(logprobs_V) * weights.sum()
+    np.subtract.at(gradient_V, targets.astype(np.int64), weights)
+    return gradient_V
+
+
+class EchoSampler:
+    """The contract `weaver.sampler.Sampler`, for a model that is certain of saying the prompt over and over.
+
+    All probability lies on one token, so temperature, top_k, top_p and seed change nothing; neither does an adapter.
+    """
+
+    def __init__(self, source: ModelSource) -> None:
+        self._facts = describe(source)
+
+    def sample(self, request: SampleRequest) -> Future[SampleResult]:
+        future: Future[SampleResult] = Future()
+        try:
+            future.set_result(self._sample(request))
+        except WeaverError as error:
+            future.set_exception(error)
+        return future
+
+    def _sample(self, request: SampleRequest) -> SampleResult:
+        if request.params.stop_strings:
+            raise InvalidInput("sampling_params.stop: the sampler 'echo' has no tokenizer and cannot find stop strings")
+        if request.adapter and not request.adapter.folder.is_dir():
+            raise CheckpointDamaged(f"the adapter {request.adapter.adapter_id} has no folder {request.adapter.folder}")
+        prompt_n, k = request.prompt_n, request.topk_prompt_logprobs
+        sequence = _continuation(prompt_n, request.params, self._facts.end_token_ids)
+        return SampleResult(
+            sequences=(sequence,) * request.num_samples,
+            prompt_logprobs_n=_certain(prompt_n.size) if request.prompt_logprobs else None,
+            topk_prompt_logprobs=_top(prompt_n, k) if k else None,
+        )
+
+    def forget(self, adapter_id: str) -> None:
+        """Nothing is kept."""
+
+    def close(self) -> None:
+        """Nothing runs: a sample is drawn by the time `sample` returns."""
+
+
+def _continuation(prompt_n: IntArray, params: SamplingParams, end_token_ids: tuple[int, ...]) -> SampledSequence:
+    stops = end_token_ids if params.stop_token_ids is None else params.stop_token_ids
+    tokens: IntArray = np.resize(prompt_n, params.max_tokens)
+    ends = np.flatnonzero(np.isin(tokens, stops))
+    length = int(ends[0]) + 1 if ends.size else params.max_tokens
+    reason = StopReason.STOP if ends.size else StopReason.LENGTH
+    return SampledSequence(tokens[:length], np.zeros(length, np.float32), reason)
+
+
+def _certain(length: int) -> FloatArray:
+    logprobs_n = np.zeros(length, np.float32)
+    logprobs_n[:1] = math.nan
+    return logprobs_n
+
+
+def _top(prompt_n: IntArray, k: int) -> TopLogprobs:
+    """One likeliest token, the one that came; there is no second."""
+    token_ids_nk = np.zeros((prompt_n.size, k), np.int32)
+    logprobs_nk = np.full((prompt_n.size, k), math.nan, np.float32)
+    token_ids_nk[1:, 0] = prompt_n[1:]
+    logprobs_nk[1:, 0] = 0.0
+    return TopLogprobs(token_ids_nk, logprobs_nk)
+
+
+@hookimpl
+def weaver_backends() -> Iterable[BackendFactory]:
+    yield BackendFactory("echo", describe=describe, open=EchoBackend, description="a toy without torch")
+
+
+@hookimpl
+def weaver_samplers() -> Iterable[SamplerFactory]:
+    yield SamplerFactory("echo", open=EchoSampler, description="says the prompt over and over")

@@ -1,0 +1,111 @@
+"""The command `weaver`."""
+
+import ipaddress
+from pathlib import Path
+
+import click
+from pydantic import ValidationError
+
+from weaver import __version__
+from weaver.backend import ModelSource
+from weaver.config import Config, default_data_dir, disabled_plugins, prepare_threads
+from weaver.errors import InvalidInput, WeaverError
+from weaver.server.serve import serve as run_server
+
+DEMO_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+DEMO_LOCATION = "demo"
+_KEY_PREFIX = "tml-"
+
+
+@click.group()
+@click.version_option(__version__, prog_name="weaver")
+def weaver() -> None:
+    """Fine-tune language models with your own loop, on your own machines."""
+
+
+@weaver.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one.")
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    metavar="NAME[=HUB_ID_OR_FOLDER]",
+    help="A model to serve under NAME; repeatable. Without any: the demo model.",
+)
+@click.option("--data-dir", type=click.Path(file_okay=False, path_type=Path), help="Where checkpoints are kept.")
+@click.option("--backend", default="peft", show_default=True, help="The training backend.")
+@click.option("--sampler", default="embedded", show_default=True, help="The sampler.")
+@click.option("--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda"]))
+@click.option("--dtype", default="auto", show_default=True, type=click.Choice(["auto", "float32", "bfloat16"]))
+@click.option("--api-key", "api_keys", multiple=True, metavar="KEY", help="A key clients must show; repeatable.")
+def serve(
+    host: str,
+    port: int,
+    models: tuple[str, ...],
+    data_dir: Path | None,
+    backend: str,
+    sampler: str,
+    device: str,
+    dtype: str,
+    api_keys: tuple[str, ...],
+) -> None:
+    """Train and sample for Tinker's SDK. Prints one line with the URL when ready."""
+    try:
+        check_keys(host, api_keys)
+        config = Config(
+            models=model_sources(models, device, dtype),
+            data_dir=data_dir or default_data_dir(),
+            backend=backend,
+            sampler=sampler,
+            api_keys=api_keys,
+            disabled_plugins=disabled_plugins(),
+        )
+        run_server(config, host, port, click.echo)
+    except (WeaverError, ValidationError) as error:
+        raise click.ClickException(str(error)) from error
+
+
+def check_keys(host: str, api_keys: tuple[str, ...]) -> None:
+    """Raise InvalidInput for a key the SDK would not send, or where strangers could come in without one."""
+    for position, key in enumerate(api_keys, start=1):
+        if not key.startswith(_KEY_PREFIX):
+            raise InvalidInput(
+                f"--api-key number {position} must begin with {_KEY_PREFIX!r}: Tinker's SDK sends no other"
+            )
+    if not api_keys and not is_loopback(host):
+        raise InvalidInput(f"--host {host} lets other machines in: give --api-key {_KEY_PREFIX}..., or use 127.0.0.1")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach an address. A name other than localhost could be anywhere."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def model_sources(models: tuple[str, ...], device: str, dtype: str) -> tuple[ModelSource, ...]:
+    """`NAME` loads itself; `NAME=LOCATION` is an alias that clients know by NAME."""
+    pairs = [_pair(model) for model in models] or [(DEMO_MODEL, DEMO_LOCATION)]
+    names = [name for name, _ in pairs]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise InvalidInput(f"--model {twice[0]} is given twice; a name stands for one model")
+    return tuple(ModelSource(name, location, device, dtype) for name, location in pairs)
+
+
+def _pair(model: str) -> tuple[str, str]:
+    name, separator, location = model.partition("=")
+    if not name or (separator and not location):
+        raise InvalidInput(f"--model {model!r} must be NAME or NAME=HUB_ID_OR_FOLDER")
+    return name, location or name
+
+
+def main() -> None:
+    """The entry point of the command. Threads are prepared first: torch reads the setting when it is imported."""
+    prepare_threads()
+    weaver()
+
+
+if __name__ == "__main__":
+    main()
