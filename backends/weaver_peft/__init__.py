@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from importlib import import_module
+from types import ModuleType
 
 from weaver.backend import Backend, BackendFactory, ModelFacts, ModelSource
 from weaver.errors import MissingPackage
@@ -21,7 +22,7 @@ def _open_sampler(source: ModelSource) -> Sampler:
     return _heavy("sampler").open_sampler(source)
 
 
-def _heavy(module: str):  # type: ignore[no-untyped-def]  # noqa: ANN202
+def _heavy(module: str) -> ModuleType:
     """Import a module of this package that needs torch and transformers; listing plugins must not."""
     try:
         return import_module(f"weaver_peft.{module}")

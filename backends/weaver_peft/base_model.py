@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface
+from transformers.utils import logging
 
 from weaver.backend import ModelFacts, ModelSource
 from weaver.errors import InvalidInput
@@ -95,6 +96,7 @@ def load_base_model(source: ModelSource) -> BaseModel:
 
 def _load(source: ModelSource, device: torch.device) -> BaseModel:
     facts = describe(source)
+    logging.disable_progress_bar()
     dtype = "auto" if source.dtype == "auto" else getattr(torch, source.dtype)
     model = AutoModelForCausalLM.from_pretrained(_resolve(source.location), dtype=dtype, attn_implementation="sdpa")
     model = model.to(device).eval().requires_grad_(False)

@@ -6,6 +6,7 @@ of several adapters in one call is ours.
 
 import hashlib
 import math
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -40,20 +41,21 @@ def add_updates(output: torch.Tensor, input: torch.Tensor, name: str, segments: 
     if not any(pair is not None for pair in pairs):
         return output
     if len(pairs) == 1:
-        return output + _update(input, pairs[0]).to(output.dtype)
+        return _updated(output[0], input[0], pairs[0]).unsqueeze(0)
     parts = [
-        output[:, segment.start : segment.stop]
-        if pair is None
-        else output[:, segment.start : segment.stop]
-        + _update(input[:, segment.start : segment.stop], pair).to(output.dtype)
+        _updated(output[0, segment.start : segment.stop], input[0, segment.start : segment.stop], pair)
         for segment, pair in zip(segments, pairs)
     ]
-    return torch.cat(parts, dim=1)
+    return torch.cat(parts).unsqueeze(0)
 
 
-def _update(input: torch.Tensor, pair: LoraPair | None) -> torch.Tensor:
-    assert pair is not None
-    return F.linear(F.linear(input.to(pair.a.dtype), pair.a), pair.b) * pair.scale
+def _updated(output: torch.Tensor, input: torch.Tensor, pair: LoraPair | None) -> torch.Tensor:
+    if pair is None:
+        return output
+    lowered = F.linear(input.to(pair.a.dtype), pair.a) * pair.scale
+    if output.dtype == pair.b.dtype:
+        return torch.addmm(output, lowered, pair.b.T)
+    return output + F.linear(lowered, pair.b).to(output.dtype)
 
 
 def adapt_linears(model: nn.Module, names: list[str]) -> None:
@@ -73,7 +75,7 @@ def recompute_layers(layers: nn.ModuleList) -> None:
         layer.forward = _recomputing(layer.forward)
 
 
-def _recomputing(forward):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _recomputing(forward: Callable[..., object]) -> Callable[..., object]:
     def run(hidden: torch.Tensor, *args: object, **kwargs: object) -> object:
         call = current_call()
         if not (call.recompute and torch.is_grad_enabled()):

@@ -56,6 +56,15 @@ def runs(items: Sequence[Item]) -> list[Run]:
     return found
 
 
+def pieces(run: Run, tokens: int) -> Iterator[Run]:
+    """The run in pieces of whole data of at most `tokens` tokens; a longer datum is a piece by itself."""
+    start = run.start
+    for items in _filled(iter(run.items), tokens):
+        stop = start + sum(item.tokens for item in items)
+        yield Run(run.model_id, items, start, stop)
+        start = stop
+
+
 def packed_tokens(passes: Sequence[Pass], items: Sequence[Item]) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids and positions of the micro-batch, each (T,)."""
     tokens = [torch.from_numpy(passes[item.number].data[item.index].tokens_T) for item in items]

@@ -6,10 +6,10 @@ one; then each datum's loss on its logprobs, and its gradient back through the o
 Shapes: T packed tokens of a micro-batch, H hidden size, K targets per token.
 """
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import psutil
 import torch
 
 from weaver.backend import Backend, ModelSource, Pass
@@ -17,9 +17,9 @@ from weaver.errors import LossFailed, WeaverError
 from weaver.types import AdamParams, ForwardBackwardResult, LoraSpec, ModelState
 from weaver_peft.base_model import BaseModel, load_base_model
 from weaver_peft.call import Call, Segment
-from weaver_peft.logprobs import Head, head_gradients, target_logprobs
+from weaver_peft.logprobs import Head, Workspace, head_gradients, target_logprobs
 from weaver_peft.loss_evaluation import PassOutcome, evaluate, targets_of
-from weaver_peft.micro_batches import Item, Run, micro_batches, packed_tokens, runs
+from weaver_peft.micro_batches import Item, Run, micro_batches, packed_tokens, pieces, runs
 from weaver_peft.packing import PackedAttention
 from weaver_peft.training_model import Gradients, TrainingModel
 
@@ -50,6 +50,7 @@ class PeftBackend:
     def __init__(self, base: BaseModel) -> None:
         self._base = base
         self._models: dict[str, TrainingModel] = {}
+        self._workspace = Workspace(base.head_VH)
         self._budget = MICRO_BATCH_TOKENS[base.device.type]
         self._recompute_above = _tokens_that_fit(base)
 
@@ -103,27 +104,40 @@ class PeftBackend:
         batch, backward = runs(items), items[0].backward
         with torch.set_grad_enabled(backward):
             hidden_TH = self._hidden_states(passes, items, batch)
-        gradient_TH = torch.zeros_like(hidden_TH) if backward else None
-        for run in batch:
-            head = Head(self._base.head_VH, self._models[run.model_id].pairs.get(self._base.head_name))
-            targets_TK = torch.cat([targets_of(passes[item.number], item.index) for item in run.items])
-            targets_TK = targets_TK.to(self._base.device)
-            run_hidden_TH = hidden_TH[run.start : run.stop].detach()
-            with torch.no_grad():
-                logprobs_TK = target_logprobs(head, run_hidden_TH, targets_TK)
-            loss_gradient_TK = _evaluate_run(passes, run, logprobs_TK, attempt)
-            if attempt.failed:
-                return
-            if gradient_TH is not None:
-                with torch.no_grad():
-                    found = head_gradients(head, run_hidden_TH, targets_TK, loss_gradient_TK)
-                gradient_TH[run.start : run.stop] = found.hidden_TH
-                if found.a is not None and found.b is not None:
-                    name = f"base_model.model.{self._base.head_name}"
-                    attempt.add_gradient(run.model_id, f"{name}.lora_A.weight", found.a)
-                    attempt.add_gradient(run.model_id, f"{name}.lora_B.weight", found.b)
-        if gradient_TH is not None:
+        gradient_TH = torch.zeros_like(hidden_TH)
+        with torch.no_grad():
+            for run in batch:
+                for piece in pieces(run, self._workspace.chunk_tokens):
+                    self._run_head(passes, piece, hidden_TH, gradient_TH, attempt)
+        if backward and not attempt.failed:
             self._backward(batch, hidden_TH, gradient_TH, attempt)
+
+    def _run_head(
+        self,
+        passes: Sequence[Pass],
+        piece: Run,
+        hidden_TH: torch.Tensor,
+        gradient_TH: torch.Tensor,
+        attempt: _Attempt,
+    ) -> None:
+        """Target logprobs, losses and, where asked, the gradient of a piece's hidden states into `gradient_TH`.
+
+        Runs without a graph: what the output layer does to gradients is written out in `weaver_peft.logprobs`.
+        """
+        targets_TK = torch.cat([targets_of(passes[item.number], item.index) for item in piece.items])
+        targets_TK, piece_TH = targets_TK.to(self._base.device), hidden_TH[piece.start : piece.stop]
+        pair = self._models[piece.model_id].pairs.get(self._base.head_name)
+        head = Head(self._base.head_VH, pair, self._workspace)
+        scored = target_logprobs(head, piece_TH, targets_TK)
+        loss_gradient_TK = _evaluate_piece(passes, piece, scored.logprobs_TK, attempt)
+        if attempt.failed or not piece.items[0].backward:
+            return
+        found = head_gradients(head, piece_TH, targets_TK, loss_gradient_TK, scored)
+        gradient_TH[piece.start : piece.stop] = found.hidden_TH
+        if found.a is not None and found.b is not None:
+            name = f"base_model.model.{self._base.head_name}"
+            attempt.add_gradient(piece.model_id, f"{name}.lora_A.weight", found.a)
+            attempt.add_gradient(piece.model_id, f"{name}.lora_B.weight", found.b)
 
     def _hidden_states(self, passes: Sequence[Pass], items: Sequence[Item], batch: Sequence[Run]) -> torch.Tensor:
         tokens_T, positions_T = packed_tokens(passes, items)
@@ -151,11 +165,11 @@ class PeftBackend:
             attempt.add_gradient(model_id, name, gradient)
 
 
-def _evaluate_run(passes: Sequence[Pass], run: Run, logprobs_TK: torch.Tensor, attempt: _Attempt) -> torch.Tensor:
+def _evaluate_piece(passes: Sequence[Pass], piece: Run, logprobs_TK: torch.Tensor, attempt: _Attempt) -> torch.Tensor:
     """Every datum's loss; returns d loss / d logprobs, (T, K), zero where a pass has no backward."""
     gradient_TK = torch.zeros_like(logprobs_TK)
     start = 0
-    for item in run.items:
+    for item in piece.items:
         one, rows = passes[item.number], slice(start, start + item.tokens)
         start = rows.stop
         flat = one.data[item.index].loss_fn_inputs["target_tokens"].ndim == 1
@@ -185,4 +199,4 @@ def _tokens_that_fit(base: BaseModel) -> int:
 def _free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    return int(os.sysconf("SC_AVPHYS_PAGES")) * os.sysconf("SC_PAGE_SIZE")
+    return int(psutil.virtual_memory().available)
