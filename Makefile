@@ -6,7 +6,7 @@ INSTALLED := .venv/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench gpu-check clean
+.PHONY: help demo test lint format bench gpu-check gpu-wheels clean
 
 # Idle threads must not spin on machines with few cores; nothing below may need a network once it is installed.
 demo test bench gpu-check: export OMP_WAIT_POLICY := PASSIVE
@@ -36,8 +36,26 @@ format: $(INSTALLED) ## rewrite the style that can be rewritten
 bench: $(INSTALLED) ## measure speed
 	$(BIN)/python -m pytest benchmarks --benchmark-only
 
-gpu-check: $(INSTALLED) ## check numbers and speed on a GPU
+# With WHEELS=.wheels it runs on a machine without a network, on the python3 and torch found there.
+ifdef WHEELS
+gpu-check:
+	python3 -m pip install -q --no-index --no-deps --no-compile --upgrade --target .gpu-site $(WHEELS)/*.whl
+	PYTHONPATH=$(CURDIR)/.gpu-site python3 benchmarks/gpu_check.py
+else
+gpu-check: $(INSTALLED) ## check numbers and speed on a GPU, if there is one
 	$(BIN)/python benchmarks/gpu_check.py
+endif
+
+# What a GPU machine with torch and transformers still lacks, for its version of Python.
+GPU_PYTHON := 3.12
+GPU_PACKAGES := pluggy pydantic==2.14.3 pydantic-core==2.50.4 annotated-types typing-inspection typing-extensions \
+	SQLAlchemy greenlet psutil peft accelerate safetensors
+gpu-wheels: $(INSTALLED) ## gather the wheels that gpu-check needs on a machine without a network
+	rm -rf .wheels
+	$(BIN)/python -m pip wheel -q --no-deps --wheel-dir .wheels .
+	$(BIN)/python -m pip download -q --no-deps --only-binary=:all: --python-version $(GPU_PYTHON) --implementation cp \
+		--platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 \
+		--dest .wheels $(GPU_PACKAGES)
 
 clean: ## remove the environment, caches and the demo's output
 	rm -rf .venv demo-output build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .benchmarks .hypothesis

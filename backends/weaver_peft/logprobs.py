@@ -10,18 +10,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch.nn import functional as F
 
 from weaver_peft.call import LoraPair
+from weaver_peft.products import product
 
-CHUNK_ELEMENTS = {"cpu": 1 << 23, "cuda": 1 << 27}
-"""Elements of one chunk of logits: 32 MB of float32 on a CPU, where a chunk should stay near the caches."""
+CHUNK_ELEMENTS = {"cpu": 1 << 24, "cuda": 1 << 27}
+"""Elements of one chunk of logits: 64 MB of float32 on a CPU (measured best there: 32 and 128 MB are slower)."""
 
 
 class Workspace:
     """Two chunks' worth of float32, [chunk_tokens, V] each, used again for every chunk.
 
-    Allocating each chunk anew would let the C library's heap grow to the size of all of them: small results between
+    With each chunk in memory of its own the C library's heap grows to the size of all of them: small results between
     freed chunks keep their memory from being used again (measured: 1.3 GB for 8192 tokens on a vocabulary of 50,000).
     """
 
@@ -98,14 +98,14 @@ def head_gradients(
 def _add_chunk(
     head: Head, hidden_TH: torch.Tensor, tokens: torch.Tensor, logits_gradient_CV: torch.Tensor, found: HeadGradients
 ) -> None:
-    into_hidden_CH = (logits_gradient_CV.to(hidden_TH.dtype) @ head.weight_VH).float()
+    into_hidden_CH = product(logits_gradient_CV.to(hidden_TH.dtype), head.weight_VH.T).float()
     if head.pair is not None and found.a is not None and found.b is not None:
         hidden_CH = hidden_TH[tokens].float()
-        lowered_CR = F.linear(hidden_CH, head.pair.a)
-        lowered_gradient_CR = (logits_gradient_CV @ head.pair.b) * head.pair.scale
-        found.b.addmm_(logits_gradient_CV.T, lowered_CR, alpha=head.pair.scale)
-        found.a.addmm_(lowered_gradient_CR.T, hidden_CH)
-        into_hidden_CH.addmm_(lowered_gradient_CR, head.pair.a)
+        lowered_CR = product(hidden_CH, head.pair.a) * head.pair.scale
+        lowered_gradient_CR = product(logits_gradient_CV, head.pair.b.T) * head.pair.scale
+        found.b.add_(product(lowered_CR.T, logits_gradient_CV.T).T)
+        found.a.add_(product(lowered_gradient_CR.T, hidden_CH.T))
+        into_hidden_CH.add_(product(lowered_gradient_CR, head.pair.a.T))
     found.hidden_TH[tokens] = into_hidden_CH.to(hidden_TH.dtype)
 
 
@@ -119,15 +119,11 @@ def _logits_gradient(
 
 def _distributions(head: Head, hidden_CH: torch.Tensor) -> torch.Tensor:
     """Float32 log probabilities of every token, (C, V), the adapter's update included."""
-    logits_CV = head.workspace.computed[: len(hidden_CH)]
-    if hidden_CH.dtype == logits_CV.dtype:
-        torch.mm(hidden_CH, head.weight_VH.T, out=logits_CV)
-    else:
-        logits_CV.copy_(F.linear(hidden_CH, head.weight_VH))
+    lowered_CR = None if head.pair is None else product(hidden_CH.float(), head.pair.a)
+    logits_CV = product(hidden_CH, head.weight_VH).float()
     if head.pair is not None:
-        lowered_CR = F.linear(hidden_CH.float(), head.pair.a)
         logits_CV.addmm_(lowered_CR, head.pair.b.T, alpha=head.pair.scale)
-    return torch.log_softmax(logits_CV, dim=1, out=logits_CV)
+    return torch.log_softmax(logits_CV, dim=1, out=head.workspace.computed[: len(hidden_CH)])
 
 
 def _chunks(head: Head, tokens: int) -> Iterator[slice]:

@@ -10,10 +10,10 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from weaver_peft.call import LoraPair, Segment, current_call, forward_call
+from weaver_peft.products import frozen_linear, low_rank_update
 
 
 class AdaptedLinear(nn.Linear):
@@ -31,7 +31,7 @@ class AdaptedLinear(nn.Linear):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """`input` and the result are (1, T, features)."""
-        output = F.linear(input, self.weight, self.bias)
+        output = frozen_linear(input, self.weight, self.bias)
         return add_updates(output, input, self.module_name, current_call().segments)
 
 
@@ -50,12 +50,7 @@ def add_updates(output: torch.Tensor, input: torch.Tensor, name: str, segments: 
 
 
 def _updated(output: torch.Tensor, input: torch.Tensor, pair: LoraPair | None) -> torch.Tensor:
-    if pair is None:
-        return output
-    lowered = F.linear(input.to(pair.a.dtype), pair.a) * pair.scale
-    if output.dtype == pair.b.dtype:
-        return torch.addmm(output, lowered, pair.b.T)
-    return output + F.linear(lowered, pair.b).to(output.dtype)
+    return output if pair is None else output + low_rank_update(input, pair).to(output.dtype)
 
 
 def adapt_linears(model: nn.Module, names: list[str]) -> None:

@@ -1,0 +1,93 @@
+"""Turns logits into tokens and their logprobs.
+
+A token is drawn by inverting the cumulative distribution at one uniform number of the row's own, so what a row draws
+depends on its logits and its seed and on nothing else in the batch.
+
+Shapes: R rows, V vocabulary, F those of the rows that drop part of the vocabulary.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from weaver.types import SamplingParams
+
+SMALLEST_TEMPERATURE = float(np.finfo(np.float32).tiny)  # below it float32 has no normal numbers; greedy in effect
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """One token per row. A logprob is NaN where the row's logits are not finite."""
+
+    tokens: list[int]
+    logprobs: list[float]
+
+
+def row_generator(seed: int | None, index: int) -> np.random.Generator:
+    """The uniform numbers of sample `index` of a request. Any integer is a seed; None draws fresh entropy."""
+    entropy = None if seed is None else abs(seed)
+    negative = seed is not None and seed < 0
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(entropy, spawn_key=(index, int(negative)))))
+
+
+def draw(logits_RV: torch.Tensor, params: Sequence[SamplingParams], uniforms: Sequence[float]) -> Drawn:
+    """Draw a token for each row, from temperature, then top_k, then top_p. Consumes `logits_RV` (float32)."""
+    device = logits_RV.device
+    temperatures = [max(each.temperature, SMALLEST_TEMPERATURE) if each.temperature else 1.0 for each in params]
+    scaled_RV = logits_RV.sub_(logits_RV.amax(1, keepdim=True))
+    if any(temperature != 1.0 for temperature in temperatures):
+        scaled_RV.div_(torch.tensor(temperatures, device=device)[:, None])
+    _drop_unlikely(scaled_RV, params)
+    cumulative_RV = scaled_RV.exp().cumsum(1, dtype=torch.float64)
+    total_R1 = cumulative_RV[:, -1:]
+    uniform_R1 = torch.tensor(uniforms, dtype=torch.float64, device=device)[:, None]
+    token_R1 = torch.searchsorted(cumulative_RV, uniform_R1 * total_R1, right=True).clamp_(max=scaled_RV.shape[1] - 1)
+    greedy = [each.temperature == 0 for each in params]
+    if any(greedy):
+        greedy_R1 = torch.tensor(greedy, device=device)[:, None]
+        token_R1 = torch.where(greedy_R1, scaled_RV.argmax(1, keepdim=True), token_R1)
+    logprob_R1 = scaled_RV.gather(1, token_R1) - total_R1.log()
+    return Drawn(token_R1[:, 0].tolist(), logprob_R1[:, 0].tolist())
+
+
+def _drop_unlikely(scaled_RV: torch.Tensor, params: Sequence[SamplingParams]) -> None:
+    """Set to -inf what top_k and top_p drop. Greedy rows drop nothing: their logprobs are the model's own."""
+    rows = [
+        row
+        for row, each in enumerate(params)
+        if each.temperature and (0 < each.top_k < scaled_RV.shape[1] or each.top_p < 1)
+    ]
+    if not rows:
+        return
+    scaled_FV = scaled_RV[rows]
+    sorted_FV = _sorted_down(scaled_FV)
+    keep_F1 = _kept_count(sorted_FV, [params[row] for row in rows])
+    least_F1 = sorted_FV.gather(1, keep_F1 - 1)
+    above_FV = scaled_FV > least_F1
+    # Of tokens that tie for the last places, those with the lower ids stay.
+    level_FV = scaled_FV == least_F1
+    level_FV &= level_FV.cumsum(1) <= keep_F1 - above_FV.sum(1, keepdim=True)
+    scaled_RV[rows] = scaled_FV.masked_fill_(~(above_FV | level_FV), -torch.inf)
+
+
+def _kept_count(sorted_FV: torch.Tensor, params: Sequence[SamplingParams]) -> torch.Tensor:
+    """How many of the likeliest tokens stay, (F, 1): the smallest set that has the mass top_p, at least one token."""
+    device, vocabulary = sorted_FV.device, sorted_FV.shape[1]
+    top_k_F1 = torch.tensor(
+        [each.top_k if 0 < each.top_k < vocabulary else vocabulary for each in params], device=device
+    )
+    top_k_F1 = top_k_F1[:, None]
+    if all(each.top_p >= 1 for each in params):
+        return top_k_F1
+    top_p_F1 = torch.tensor([each.top_p for each in params], dtype=torch.float64, device=device)[:, None]
+    mass_FV = sorted_FV.exp().cumsum(1, dtype=torch.float64)
+    nucleus_F1 = (mass_FV < top_p_F1 * mass_FV.gather(1, top_k_F1 - 1)).sum(1, keepdim=True) + 1
+    return torch.where(top_p_F1 < 1, nucleus_F1, top_k_F1)
+
+
+def _sorted_down(scaled_FV: torch.Tensor) -> torch.Tensor:
+    if scaled_FV.device.type == "cpu":  # numpy sorts float32 with vector instructions, some 30 times faster than torch
+        return torch.from_numpy(np.sort(scaled_FV.numpy(), axis=1)).flip(1)
+    return scaled_FV.sort(1, descending=True).values
