@@ -70,7 +70,7 @@ ROWS = []
 def pytest_terminal_summary(terminalreporter):
     for name, row in ROWS:
         terminalreporter.write_line(
-            f"{name}: {row['rate']:.1f} {row['unit']}/s, baseline {row['baseline_rate']:.1f}, ratio {row['ratio']:.2f}x, "
+            f"{name}: {row['rate']:.1f} {row['unit']}/s, baseline {row['baseline_rate']:.1f}: {row['ratio']:.2f}x, "
             f"{row['added_ms']:+.1f} ms per run ({row['threads']} threads, OMP_WAIT_POLICY={row['omp_wait_policy']})"
         )
 

@@ -49,7 +49,7 @@ def write_checkpoint(folder: Path, state: ModelState) -> int:
 
 def read_checkpoint(folder: Path, *, optimizer: bool) -> ModelState:
     """The state in `folder`, checked against its manifest. Raises CheckpointDamaged naming what is wrong."""
-    manifest = _checked_manifest(folder)
+    manifest = check_checkpoint(folder)
     adapter = Adapter(
         base_model=manifest["base_model"],
         lora=LoraSpec(**manifest["lora"]),
@@ -62,6 +62,22 @@ def read_checkpoint(folder: Path, *, optimizer: bool) -> ModelState:
         raise InvalidInput(f"the checkpoint {folder.name!r} holds no optimizer state; load its weights only")
     tensors = load_file(folder / OPTIMIZER)
     return ModelState(adapter, OptimizerState(manifest["optimizer_step"], tensors))
+
+
+def check_checkpoint(folder: Path) -> Mapping[str, Any]:
+    """The manifest of a folder whose files are what was written. Raises CheckpointDamaged naming what is wrong."""
+    try:
+        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
+        expected = {MANIFEST: manifest.pop("checksum"), **manifest["sha256"]}
+        found = {MANIFEST: _checksum(manifest)} | {name: _sha256(folder / name) for name in manifest["sha256"]}
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointDamaged(
+            f"the checkpoint {folder.name!r} cannot be read: {type(error).__name__}: {error}"
+        ) from error
+    for name, digest in expected.items():
+        if found[name] != digest:
+            raise CheckpointDamaged(f"the checkpoint {folder.name!r} is damaged: {name} is not what was written")
+    return manifest
 
 
 def delete_checkpoint(folder: Path) -> None:
@@ -85,7 +101,7 @@ def _write_files(folder: Path, state: ModelState) -> None:
         "optimizer_step": None if state.optimizer is None else state.optimizer.step,
         "sha256": {path.name: _sha256(path) for path in sorted(folder.iterdir())},
     }
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2))
+    (folder / MANIFEST).write_text(json.dumps(manifest | {"checksum": _checksum(manifest)}, indent=2))
     for path in (*folder.iterdir(), folder):
         _sync(path)
 
@@ -107,16 +123,9 @@ def _peft_config(adapter: Adapter) -> Mapping[str, Any]:
     }
 
 
-def _checked_manifest(folder: Path) -> Mapping[str, Any]:
-    try:
-        manifest: Mapping[str, Any] = json.loads((folder / MANIFEST).read_text())
-        sums = {name: _sha256(folder / name) for name in manifest["sha256"]}
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointDamaged(f"the checkpoint {folder.name!r} cannot be read: {error}") from error
-    for name, expected in manifest["sha256"].items():
-        if sums[name] != expected:
-            raise CheckpointDamaged(f"the checkpoint {folder.name!r} is damaged: {name} is not what was written")
-    return manifest
+def _checksum(manifest: Mapping[str, Any]) -> str:
+    """Of the manifest without its checksum: what it says of shapes and steps is as much of the state as the tensors."""
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _sha256(path: Path) -> str:

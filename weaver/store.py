@@ -94,15 +94,18 @@ class Store:
     def add_model(
         self, model_id: str, session_id: str, base_model: str, lora: LoraSpec, user_metadata: Mapping[str, str]
     ) -> None:
-        self._insert(
-            models,
-            model_id=model_id,
-            session_id=session_id,
-            base_model=base_model,
-            lora=asdict(lora),
-            created=time.time(),
-            user_metadata=dict(user_metadata),
-        )
+        """Write a model's row, in the place of one that a server left which died before it could acknowledge it."""
+        values = {
+            "model_id": model_id,
+            "session_id": session_id,
+            "base_model": base_model,
+            "lora": asdict(lora),
+            "created": time.time(),
+            "user_metadata": dict(user_metadata),
+        }
+        with self._engine.begin() as connection:
+            connection.execute(models.delete().where(models.c.model_id == model_id))
+            connection.execute(models.insert().values(**values))
 
     def model(self, model_id: str) -> Row | None:
         return self._one(models, models.c.model_id == model_id)

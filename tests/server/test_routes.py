@@ -49,8 +49,9 @@ class StandIn:
         self._called("sample", args, kwargs)
         return SampleTicket("r", ("a", "b"))
 
-    def refuse(self, *args):
-        self.calls.append(("refuse", args, {}))
+    def refuse(self, model_id, seq_id, error):
+        self.calls.append(("refuse", (model_id, seq_id), {}))
+        raise error
 
     def _called(self, name, args, kwargs):
         self.calls.append((name, args, kwargs))

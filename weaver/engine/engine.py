@@ -7,8 +7,9 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 
 from weaver.engine.executor import Executor
-from weaver.engine.lane import Lane, Work
-from weaver.errors import Forgotten, ServerError, Stopped, UnknownName, WeaverError
+from weaver.engine.fingerprint import Fingerprint
+from weaver.engine.lane import Lane, Refusal, Work
+from weaver.errors import Forgotten, ServerError, Stopped, UnknownName, UserError, WeaverError
 from weaver.types import CreateFromState, CreateModel, ForwardBackward, Operation
 
 STEP_TOKENS = 16_384
@@ -31,7 +32,7 @@ class Engine:
         self._stopped = False
         self._thread: threading.Thread | None = None
 
-    def submit(self, model_id: str, seq_id: int, operation: Operation, fingerprint: bytes) -> Work | str:
+    def submit(self, model_id: str, seq_id: int, operation: Operation, fingerprint: Fingerprint) -> Work | str:
         """Put an operation in its model's lane (a create makes the lane); an exact repeat gives the first's request id.
 
         Raises UnknownName, Forgotten, Stopped or SequenceRefused.
@@ -46,12 +47,14 @@ class Engine:
             self._changed.notify()
         return accepted
 
-    def refuse(self, model_id: str, seq_id: int) -> None:
-        """A request of that number was refused: later ones must not wait for it."""
+    def refuse(self, model_id: str, seq_id: int, error: UserError) -> Refusal | str | None:
+        """A request of that number was refused: later ones must not wait for it. See `Lane.refuse`."""
         with self._changed:
-            if model_id in self._lanes:
-                self._lanes[model_id].refuse(seq_id)
-                self._changed.notify()
+            if model_id not in self._lanes:
+                return None
+            refusal = self._lanes[model_id].refuse(seq_id, error)
+            self._changed.notify()
+        return refusal
 
     def end_lane(self, model_id: str) -> None:
         """Take nothing more for a model; free it when what it has accepted is done."""
@@ -127,10 +130,10 @@ class Engine:
     def _take_passes(self, lanes: list[Lane], now: float) -> Iterator[tuple[Lane, Work]]:
         tokens = 0
         for lane in lanes:
+            if tokens >= STEP_TOKENS:
+                return  # this lane and those after it keep their places before those that have had their turn
             self._lanes.move_to_end(lane.model_id)
-            while (work := lane.head(now)) and isinstance(work.operation, ForwardBackward):
-                if tokens >= STEP_TOKENS:
-                    return
+            while (work := lane.head(now)) and isinstance(work.operation, ForwardBackward) and tokens < STEP_TOKENS:
                 tokens += sum(len(datum.tokens_T) for datum in work.operation.data)
                 yield lane, lane.pop()
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from weaver.backend import Backend, Pass
 from weaver.checkpoints import checkpoint_folder, delete_checkpoint, read_checkpoint, write_checkpoint
-from weaver.errors import AlreadyExists, UnknownName, WeaverError
+from weaver.errors import AlreadyExists, InvalidInput, UnknownName, WeaverError
 from weaver.registry import Registry
 from weaver.store import Store
 from weaver.types import (
@@ -59,7 +59,7 @@ class Executor:
             case CreateModel(lora=lora):
                 self._backend.create_model(model_id, lora)
                 return ModelCreated(model_id)
-            case CreateFromState(lora=lora, path=path, optimizer=optimizer):
+            case CreateFromState():
                 return self._create_from_state(model_id, operation)
             case SaveState():
                 return self._save_state(model_id, operation)
@@ -67,9 +67,8 @@ class Executor:
                 return self._make_sampler(model_id)
             case SaveForSampler():
                 return self._save_for_sampler(model_id, operation)
-            case LoadState(path=path, optimizer=optimizer):
-                self._backend.import_state(model_id, self._read(path, optimizer))
-                return StateLoaded(model_id, path)
+            case LoadState():
+                return self._load_state(model_id, operation)
         raise AssertionError(f"{operation} is not a barrier")
 
     def drop_model(self, model_id: str) -> None:
@@ -89,6 +88,17 @@ class Executor:
     def _resolved(self, model_id: str, operation: ForwardBackward) -> Pass:
         loss = self._registry.loss(operation.loss)
         return Pass(model_id, operation.data, loss, loss.effective_config(operation.config), operation.backward)
+
+    def _load_state(self, model_id: str, operation: LoadState) -> StateLoaded:
+        state = self._read(operation.path, operation.optimizer)
+        model = self._store.model(model_id)
+        if model is not None and model["base_model"] != state.adapter.base_model:
+            raise InvalidInput(
+                f"path {operation.path!r} was trained on {state.adapter.base_model!r}, this model on "
+                f"{model['base_model']!r}: their weights mean different things"
+            )
+        self._backend.import_state(model_id, state)
+        return StateLoaded(model_id, operation.path)
 
     def _create_from_state(self, model_id: str, operation: CreateFromState) -> StateLoaded:
         state = self._read(operation.path, operation.optimizer)

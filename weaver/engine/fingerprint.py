@@ -7,9 +7,26 @@ from typing import Any
 
 import numpy as np
 
+Fingerprint = Mapping[str, bytes]
+"""A digest for each part of a request: enough to tell that another one differs, and in what."""
 
-def fingerprint(value: object) -> bytes:
-    """A digest of a frozen value: equal values, arrays included, have equal digests."""
+
+def fingerprint(**parts: object) -> Fingerprint:
+    """Equal parts, arrays included, have equal digests."""
+    return {name: _digest(part) for name, part in parts.items()}
+
+
+def parts_of(value: Any) -> dict[str, object]:
+    """The fields of a frozen value."""
+    return {field.name: getattr(value, field.name) for field in fields(value)}
+
+
+def differences(first: Fingerprint, second: Fingerprint) -> str:
+    """The names of the parts that differ."""
+    return " and ".join(sorted(name for name in first.keys() | second.keys() if first.get(name) != second.get(name)))
+
+
+def _digest(value: object) -> bytes:
     digest = hashlib.blake2b(digest_size=16)
     for part in _parts(value):
         digest.update(len(part).to_bytes(8, "little"))

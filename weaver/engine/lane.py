@@ -8,9 +8,11 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
-from weaver.errors import SequenceRefused
-from weaver.types import Operation
+from weaver.engine.fingerprint import Fingerprint, differences
+from weaver.errors import InvalidInput, SequenceRefused, UserError
+from weaver.types import ForwardBackward, Operation
 
+REFUSED = "refused"
 REMEMBERED = 10_000
 """How many past requests of a lane can still be repeated."""
 
@@ -21,7 +23,7 @@ class Work:
 
     seq_id: int
     operation: Operation
-    fingerprint: bytes
+    fingerprint: Fingerprint
     request_id: str = field(default_factory=lambda: uuid.uuid4().hex)
     future: "Future[Any]" = field(default_factory=Future)
 
@@ -30,11 +32,25 @@ class Work:
         self.future.set_running_or_notify_cancel()
 
 
+class Refusal:
+    """A request that is acknowledged although it is refused; its future says so."""
+
+    def __init__(self, error: UserError) -> None:
+        self.request_id = uuid.uuid4().hex
+        self.future: Future[Any] = Future()
+        self.future.set_exception(error)
+
+
 @dataclass(frozen=True, slots=True)
 class _Accepted:
-    fingerprint: bytes
+    fingerprint: Fingerprint
     request_id: str
     kind: str
+
+    def difference(self, kind: str, fingerprint: Fingerprint) -> str:
+        if kind != self.kind:
+            return f"that was {self.kind}, this is {kind}"
+        return f"this {kind} has another {differences(self.fingerprint, fingerprint)}"
 
 
 class Lane:
@@ -42,6 +58,9 @@ class Lane:
 
     A number that was refused is a tombstone. A number that never arrives is given up `gap_seconds` after the lane
     began to wait for it, and refused if it comes later.
+
+    What arrives while a lower number is missing is a part of the call that begins with that number: Tinker's SDK splits
+    a large pass, and sends its first part when all others are acknowledged. When one part is refused, none counts.
     """
 
     def __init__(self, model_id: str, gap_seconds: float) -> None:
@@ -54,8 +73,11 @@ class Lane:
         self._tombstones: set[int] = set()
         self._accepted: dict[int, _Accepted] = {}
         self._gap_since: float | None = None
+        self._missing = 0
+        self._parts: list[int] = []
+        self._refused_part: UserError | None = None
 
-    def accept(self, seq_id: int, operation: Operation, fingerprint: bytes) -> Work | str:
+    def accept(self, seq_id: int, operation: Operation, fingerprint: Fingerprint) -> Work | str:
         """Queue an operation; for an exact repeat, the request id of the first.
 
         Raises SequenceRefused when the number belongs to another request, was refused, or was given up.
@@ -65,23 +87,42 @@ class Lane:
             if first.fingerprint == fingerprint:
                 return first.request_id
             raise SequenceRefused(
-                f"seq_id {seq_id} of model {self.model_id} was used by a different request (a {first.kind}, this is a "
-                f"{kind}); a retry must repeat the request exactly"
+                f"seq_id {seq_id} of model {self.model_id} was used by a different request: "
+                f"{first.difference(kind, fingerprint)}; a retry must repeat the request exactly"
             )
         if seq_id in self._tombstones or seq_id < self._next:
             raise SequenceRefused(
                 f"seq_id {seq_id} of model {self.model_id} comes too late: it was refused before, or given up after "
                 f"{self._gap_seconds:g} s; use a new number (next: {max([self._next, *self._waiting]) + 1})"
             )
+        begins = seq_id == self._lowest_missing()
         work = Work(seq_id, operation, fingerprint)
         self._waiting[seq_id] = work
         self._remember(seq_id, _Accepted(fingerprint, work.request_id, kind))
+        self._parts.append(seq_id)
+        if begins:
+            self._end_call()
         return work
 
-    def refuse(self, seq_id: int) -> None:
-        """The request of that number was refused: later ones need not wait for it."""
-        if seq_id not in self._accepted and seq_id >= self._next:
-            self._tombstones.add(seq_id)
+    def refuse(self, seq_id: int, error: UserError) -> Refusal | str | None:
+        """The request of that number was refused: later ones need not wait for it.
+
+        None: tell the client at once. A later part of a call is acknowledged instead (for a repeat: the first one's
+        request id), for the SDK sends nothing more, ever, after a part that was refused.
+        """
+        if first := self._accepted.get(seq_id):
+            return first.request_id if first.kind == REFUSED else None
+        if seq_id in self._tombstones or seq_id < self._next:
+            return None
+        begins = seq_id == self._lowest_missing()
+        self._tombstones.add(seq_id)
+        self._refused_part = self._refused_part or error
+        if begins:
+            self._end_call()
+            return None
+        refusal = Refusal(error)
+        self._remember(seq_id, _Accepted({}, refusal.request_id, REFUSED))
+        return refusal
 
     def head(self, now: float) -> Work | None:
         """The next work, if it is its turn at time `now`."""
@@ -104,6 +145,7 @@ class Lane:
         """Take everything that waits, in order."""
         left = [self._waiting[seq_id] for seq_id in sorted(self._waiting)]
         self._waiting.clear()
+        self._parts.clear()
         return left
 
     @property
@@ -119,8 +161,26 @@ class Lane:
             self._gap_since = now
         if now - self._gap_since < self._gap_seconds:
             return False
+        self._end_call()
         self._advance(min(self._waiting.keys() | {seq for seq in self._tombstones if seq > self._next}))
         return True
+
+    def _lowest_missing(self) -> int:
+        self._missing = max(self._missing, self._next)
+        while self._missing in self._waiting or self._missing in self._tombstones:
+            self._missing += 1
+        return self._missing
+
+    def _end_call(self) -> None:
+        """All parts of a call are here. Where one was refused, the others fail; none of them can have run."""
+        if error := self._refused_part:
+            for seq_id in self._parts:
+                work = self._waiting[seq_id]
+                if isinstance(work.operation, ForwardBackward):
+                    del self._waiting[seq_id]
+                    self._tombstones.add(seq_id)
+                    work.future.set_exception(InvalidInput(f"another part of the same call was refused: {error}"))
+        self._parts, self._refused_part = [], None
 
     def _advance(self, seq_id: int) -> None:
         self._next, self._gap_since = seq_id, None

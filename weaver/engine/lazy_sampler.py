@@ -4,31 +4,35 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 
+from weaver.checkpoints import check_checkpoint
 from weaver.errors import Stopped
 from weaver.sampler import Sampler
-from weaver.types import SampleRequest, SampleResult
+from weaver.types import AdapterRef, SampleRequest, SampleResult
 
 
 class LazySampler:
-    """Keeps requests that come while the sampler opens. An opening that failed fails them, and is tried again."""
+    """Keeps requests that come while the sampler opens, or while an adapter's files are compared with their manifest
+    before its first use. What failed fails them, and is tried again with the next."""
 
     def __init__(self, open_sampler: Callable[[], Sampler]) -> None:
         self._open_sampler = open_sampler
         self._lock = threading.Lock()
         self._opening: Future[Sampler] | None = None
+        self._adapters: dict[str, Future[Sampler]] = {}
         self._closed = False
 
     def sample(self, request: SampleRequest) -> "Future[SampleResult]":
-        opening = self._opened()
-        if opening.done() and opening.exception() is None:
-            return opening.result().sample(request)
+        ready = self._opened() if request.adapter is None else self._checked(request.adapter)
+        if ready.done() and ready.exception() is None:
+            return ready.result().sample(request)
         outer: Future[SampleResult] = Future()
-        opening.add_done_callback(lambda done: _pass_on(done, request, outer))
+        ready.add_done_callback(lambda done: _pass_on(done, request, outer))
         return outer
 
     def forget(self, adapter_id: str) -> None:
         with self._lock:
             opening = self._opening
+            self._adapters.pop(adapter_id, None)
         if opening is not None and opening.done() and opening.exception() is None:
             opening.result().forget(adapter_id)
 
@@ -42,16 +46,38 @@ class LazySampler:
         with self._lock:
             if self._closed:
                 raise Stopped("the server is shutting down")
-            if self._opening is None or (self._opening.done() and self._opening.exception() is not None):
+            if self._opening is None or _failed(self._opening):
                 self._opening = Future()
                 threading.Thread(target=self._open, args=(self._opening,), name="weaver-open-sampler").start()
             return self._opening
+
+    def _checked(self, adapter: AdapterRef) -> "Future[Sampler]":
+        """The sampler, once the adapter is known to be what was written."""
+        opening = self._opened()
+        with self._lock:
+            known = self._adapters.get(adapter.adapter_id)
+            if known is None or _failed(known):
+                known = self._adapters[adapter.adapter_id] = Future()
+                threading.Thread(target=_check, args=(adapter, opening, known), name="weaver-check-adapter").start()
+            return known
 
     def _open(self, opening: "Future[Sampler]") -> None:
         try:
             opening.set_result(self._open_sampler())
         except Exception as error:  # noqa: BLE001 -- whatever opening raises is what the waiting requests fail with
             opening.set_exception(error)
+
+
+def _failed(future: "Future[Sampler]") -> bool:
+    return future.done() and future.exception() is not None
+
+
+def _check(adapter: AdapterRef, opening: "Future[Sampler]", checked: "Future[Sampler]") -> None:
+    try:
+        check_checkpoint(adapter.folder)
+        checked.set_result(opening.result())
+    except Exception as error:  # noqa: BLE001 -- whatever it is, the waiting requests fail with it
+        checked.set_exception(error)
 
 
 def _pass_on(opening: "Future[Sampler]", request: SampleRequest, outer: "Future[SampleResult]") -> None:

@@ -31,6 +31,7 @@ from weaver.types import (
 MAXIMUM_RANK = 1024
 MAXIMUM_SAMPLES = 16_384
 TTL_SECONDS = (3600, 10 * 365 * 86_400)
+KINDS = ("weights", "sampler_weights")
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 
 
@@ -50,7 +51,7 @@ def check_operation(operation: Operation, facts: ModelFacts, loss: Loss | None) 
                 _check_name(name)
             _check_ttl(ttl)
         case LoadState(path=path):
-            parse_path(path)
+            check_training_path(path)
 
 
 def check_lora(lora: LoraSpec) -> None:
@@ -125,9 +126,18 @@ def parse_path(path: str) -> tuple[str, str, str]:
     """The model id, kind and name of `tinker://<model>/<kind>/<name>`."""
     scheme, separator, rest = path.partition("://")
     parts = rest.split("/")
-    if scheme != "tinker" or not separator or len(parts) != 3 or not NAME.fullmatch(parts[2]):
+    right = scheme == "tinker" and separator and len(parts) == 3
+    if not right or parts[1] not in KINDS or not NAME.fullmatch(parts[2]):
         raise InvalidInput(f"path {path!r} is not of the form tinker://<training run>/<weights|sampler_weights>/<name>")
     return parts[0], parts[1], parts[2]
+
+
+def check_training_path(path: str) -> None:
+    """Training starts from what save_state wrote; a sampler's snapshot holds no optimizer."""
+    if parse_path(path)[1] != "weights":
+        raise InvalidInput(
+            f"path {path!r} is a sampler's snapshot; training starts from a path that save_state returned"
+        )
 
 
 def _check_forward_backward(operation: ForwardBackward, facts: ModelFacts, loss: Loss) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from weaver.engine.fingerprint import fingerprint
+from weaver.engine.fingerprint import Fingerprint, differences, fingerprint, parts_of
 from weaver.errors import Forgotten, InvalidInput, SequenceRefused
 from weaver.service import door
 from weaver.service.base_models import BaseModels
@@ -26,22 +26,25 @@ class SamplingSessions:
     def __init__(self, base_models: BaseModels, store: Store, futures: FutureTable, data_dir: Path) -> None:
         self._base_models, self._store, self._futures, self._data_dir = base_models, store, futures, data_dir
         self._lock = threading.Lock()
-        self._created: dict[tuple[str, int], tuple[bytes, str]] = {}
-        self._seen: OrderedDict[tuple[str, int], tuple[bytes, SampleTicket]] = OrderedDict()
+        self._created: dict[tuple[str, int], tuple[Fingerprint, str]] = {}
+        self._seen: OrderedDict[tuple[str, int], tuple[Fingerprint, SampleTicket]] = OrderedDict()
 
     def create(self, session_id: str, seq_id: int, base_model: str | None, saved: CheckpointInfo | None) -> str:
         """A new sampling session, or the first one's id for a repeat of (session_id, seq_id)."""
         name = _base_model_name(base_model, saved)
         self._base_models.facts(name)
-        digest = fingerprint((base_model, None if saved is None else saved.path))
+        asked = fingerprint(base_model=base_model, model_path=None if saved is None else saved.path)
         with self._lock:
             first = self._created.get((session_id, seq_id))
             if first is None:
                 sampler_id = f"{session_id}:sample:{uuid.uuid4().hex[:12]}"
                 self._add(session_id, sampler_id, name, saved)
-                first = self._created[session_id, seq_id] = (digest, sampler_id)
-        if first[0] != digest:
-            raise SequenceRefused(f"sampling_session_seq_id {seq_id} was used for another model; use a new number")
+                first = self._created[session_id, seq_id] = (asked, sampler_id)
+        if first[0] != asked:
+            raise SequenceRefused(
+                f"sampling_session_seq_id {seq_id} was used with another {differences(first[0], asked)}; "
+                "use a new number"
+            )
         return first[1]
 
     def info(self, sampling_session_id: str) -> SamplerInfo:
@@ -82,17 +85,20 @@ class SamplingSessions:
                 self._base_models.sampler(row["base_model"]).forget(row["adapter_id"])
 
     def _queue(self, key: tuple[str, int], base_model: str, request: SampleRequest) -> SampleTicket:
-        digest = fingerprint(request)
+        asked = fingerprint(**parts_of(request))
         if key in self._seen:
-            first_digest, first = self._seen[key]
-            if first_digest != digest:
-                raise SequenceRefused(f"seq_id {key[1]} of sampler {key[0]} was used by a different request")
+            first_asked, first = self._seen[key]
+            if first_asked != asked:
+                raise SequenceRefused(
+                    f"seq_id {key[1]} of sampler {key[0]} was used by a different request: this one has another "
+                    f"{differences(first_asked, asked)}; a retry must repeat the request exactly"
+                )
             return first
         future = self._base_models.sampler(base_model).sample(request)
         request_id = uuid.uuid4().hex
         ticket = SampleTicket(request_id, tuple(f"{request_id}:{index}" for index in range(request.num_samples)))
         self._futures.add(request_id, future)
-        self._seen[key] = (digest, ticket)
+        self._seen[key] = (asked, ticket)
         if len(self._seen) > REMEMBERED:
             self._seen.popitem(last=False)
         return ticket

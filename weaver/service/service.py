@@ -10,8 +10,8 @@ from dataclasses import replace
 from typing import Any
 
 from weaver.config import Config
-from weaver.engine.fingerprint import fingerprint
-from weaver.engine.lane import Work
+from weaver.engine.fingerprint import fingerprint, parts_of
+from weaver.engine.lane import Refusal, Work
 from weaver.errors import Forgotten, InvalidInput, UnknownName, UserError
 from weaver.loss import Loss
 from weaver.registry import Registry, load_registry
@@ -40,6 +40,7 @@ class Service:
         self._data_dir = config.data_dir
         self._lock = threading.Lock()
         self._models: dict[str, ModelInfo] = {}
+        self._remove_ended_snapshots()
 
     # Sessions
 
@@ -111,11 +112,8 @@ class Service:
         user_metadata: Mapping[str, str] | None = None,
     ) -> Ticket:
         """Make a new adapter from a saved state: same rank and modules, weights and, if asked, optimizer state."""
+        door.check_training_path(path)
         saved = self.checkpoint_info(path)
-        if saved.kind != "weights":
-            raise InvalidInput(
-                f"path {path!r} is a sampler's snapshot; training starts from a path that save_state returned"
-            )
         if base_model not in (None, saved.base_model):
             raise InvalidInput(f"base_model is {base_model!r}, but {path!r} was trained on {saved.base_model!r}")
         operation = CreateFromState(saved.base_model, saved.lora, path, optimizer)
@@ -132,23 +130,27 @@ class Service:
     def submit(self, model_id: str, seq_id: int, operation: Operation) -> Ticket:
         """Accept a training operation; it runs in the order of `seq_id`, whatever order they arrive in.
 
-        An exact repeat of (model_id, seq_id) gets the first one's ticket. A refused number is not waited for.
+        An exact repeat of (model_id, seq_id) gets the first one's ticket. What is wrong is told as `refuse` says.
         """
         info = self.model_info(model_id)
         engine = self._base_models.engine(info.base_model)
         try:
             door.check_operation(operation, self._base_models.facts(info.base_model), self._loss(operation))
-        except UserError:
-            engine.refuse(model_id, seq_id)
-            raise
-        return self._ticket(model_id, engine.submit(model_id, seq_id, operation, fingerprint(operation)))
+        except UserError as error:
+            return self.refuse(model_id, seq_id, error)
+        return self._ticket(model_id, engine.submit(model_id, seq_id, operation, fingerprint(**parts_of(operation))))
 
-    def refuse(self, model_id: str, seq_id: int) -> None:
-        """A request of that number could not be decoded: later numbers need not wait for it."""
+    def refuse(self, model_id: str, seq_id: int, error: UserError) -> Ticket:
+        """A request of that number cannot be accepted: raises `error`, and later numbers need not wait for it.
+
+        Only a later part of a call whose first part is still to come gets a ticket; its future fails with `error`.
+        """
         with self._lock:
             info = self._models.get(model_id)
-        if info is not None:
-            self._base_models.engine(info.base_model).refuse(model_id, seq_id)
+        refusal = None if info is None else self._base_models.engine(info.base_model).refuse(model_id, seq_id, error)
+        if refusal is None:
+            raise error
+        return self._ticket(model_id, refusal)
 
     # Sampling
 
@@ -241,13 +243,14 @@ class Service:
         with self._lock:
             first = self._models.get(model_id, info)
             engine = self._base_models.engine(first.base_model)
-            accepted = engine.submit(model_id, 0, operation, fingerprint((asked, user_metadata)))
+            asked_for = fingerprint(**parts_of(asked), user_metadata=user_metadata)
+            accepted = engine.submit(model_id, 0, operation, asked_for)
             if not isinstance(accepted, str):
                 self._store.add_model(model_id, session_id, info.base_model, info.lora, user_metadata)
                 self._models[model_id] = info
         return self._ticket(model_id, accepted)
 
-    def _ticket(self, model_id: str, accepted: Work | str) -> Ticket:
+    def _ticket(self, model_id: str, accepted: Work | Refusal | str) -> Ticket:
         if isinstance(accepted, str):
             return Ticket(accepted, model_id)
         self._futures.add(accepted.request_id, accepted.future)
@@ -260,6 +263,13 @@ class Service:
             return self._registry.loss(operation.loss)
         except UnknownName as error:
             raise InvalidInput(f"loss_fn: {error}") from error
+
+    def _remove_ended_snapshots(self) -> None:
+        """A session that ends while a snapshot of it is still to be written leaves that one behind."""
+        for folder in (self._data_dir / "snapshots").glob("*"):
+            session = self._store.session(folder.name)
+            if session is None or session["ended"] is not None:
+                shutil.rmtree(folder, ignore_errors=True)
 
     def _live_session(self, session_id: str) -> Row:
         row = self._store.session(session_id)

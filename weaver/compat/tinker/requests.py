@@ -1,12 +1,13 @@
 """The JSON bodies of Tinker's wire. `parse` checks one and raises InvalidInput with a sentence that names the field.
 
 Bodies that carry a computation refuse unknown fields by name: a field nobody reads is a computation not done. Bodies
-about sessions, telemetry and configuration ignore what they do not know. `None` is the same as absent everywhere.
+about sessions, telemetry and configuration ignore what they do not know. `None` is the same as absent, but for numbers
+that every client sends: there it is what its JSON made of NaN or infinity.
 """
 
 import reprlib
 from collections.abc import Mapping
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
@@ -33,6 +34,17 @@ def refused(why: str, *accepted: Any) -> BeforeValidator:
     return BeforeValidator(check)
 
 
+def _check_number(value: Any) -> Any:
+    """Tinker's SDK writes `learning_rate=float("nan")` as null; a default in its place would train silently."""
+    if value is None:
+        raise PydanticCustomError("refused", "is null, which is how JSON has NaN and infinity: give a finite number")
+    return value
+
+
+Number = Annotated[float | None, BeforeValidator(_check_number)]
+"""Absent or a number, never null."""
+
+
 def _check_stop(value: Any) -> Any:
     if isinstance(value, str):
         value = [value]
@@ -55,10 +67,14 @@ class Ignoring(BaseModel):
 
     model_config = ConfigDict(extra="ignore", frozen=True, strict=True, protected_namespaces=())
 
+    numbers: ClassVar[frozenset[str]] = frozenset()
+
     @model_validator(mode="before")
     @classmethod
     def _none_is_absent(cls, raw: Any) -> Any:
-        return {key: value for key, value in raw.items() if value is not None} if isinstance(raw, dict) else raw
+        if not isinstance(raw, dict):
+            return raw
+        return {key: value for key, value in raw.items() if value is not None or key in cls.numbers}
 
 
 class Computing(Ignoring):
@@ -127,12 +143,14 @@ class CreateModel(Computing):
 class AdamParams(Computing):
     """Absent fields mean Tinker's defaults, which are those of `weaver.types.AdamParams`."""
 
-    learning_rate: float | None = None
-    beta1: float | None = None
-    beta2: float | None = None
-    eps: float | None = None
-    weight_decay: float | None = None
-    grad_clip_norm: float | None = None
+    numbers = frozenset({"learning_rate", "beta1", "beta2", "eps", "weight_decay", "grad_clip_norm"})
+
+    learning_rate: Number = None
+    beta1: Number = None
+    beta2: Number = None
+    eps: Number = None
+    weight_decay: Number = None
+    grad_clip_norm: Number = None
 
 
 class ModelOperation(Computing):
@@ -210,12 +228,14 @@ class Prompt(Computing):
 
 
 class SamplingParams(Computing):
+    numbers = frozenset({"temperature", "top_p"})
+
     max_tokens: int | None = None
     seed: int | None = None
     stop: Annotated[list[int] | list[str] | None, BeforeValidator(_check_stop)] = None
-    temperature: float = 1.0
+    temperature: Annotated[float, BeforeValidator(_check_number)] = 1.0
     top_k: int = -1
-    top_p: float = 1.0
+    top_p: Annotated[float, BeforeValidator(_check_number)] = 1.0
 
 
 _NOT_YET = "this server does not compute it"

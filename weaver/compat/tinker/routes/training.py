@@ -1,7 +1,6 @@
 """Operations on a training model. Each is acknowledged at once with the id of its future."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
 from fastapi import APIRouter, Request
@@ -10,8 +9,8 @@ from fastapi.responses import JSONResponse
 from weaver.compat.context import TheService
 from weaver.compat.tinker import answers, convert, requests
 from weaver.compat.tinker.routes.bodies import json_object, read_body
-from weaver.errors import InvalidInput, UserError
-from weaver.service import Service
+from weaver.errors import InvalidInput
+from weaver.service import Service, Ticket
 from weaver.types import Operation
 
 router = APIRouter()
@@ -21,23 +20,20 @@ PROTOBUF: Final = "application/x-protobuf"
 Body = TypeVar("Body", bound=requests.ModelOperation)
 
 
-@contextmanager
-def numbered(service: Service, model_id: object, seq_id: object) -> Iterator[None]:
-    """Around the decoding of a request: one that is refused gives up its number, for the client goes on to the next."""
-    try:
-        yield
-    except InvalidInput:
-        if isinstance(model_id, str) and type(seq_id) is int and 0 <= seq_id < 2**63:
-            with suppress(UserError):  # the client is told why its request was refused, not that its model is unknown
-                service.refuse(model_id, seq_id)
-        raise
+def _refused(service: Service, model_id: object, seq_id: object, error: InvalidInput) -> Ticket:
+    """For a request that could not be decoded: it gives up its number, for the client goes on to the next."""
+    if isinstance(model_id, str) and type(seq_id) is int and 0 <= seq_id < 2**63:
+        return service.refuse(model_id, seq_id, error)
+    raise error
 
 
 def _submit(
     raw: dict[str, Any], service: Service, model: type[Body], operation: Callable[[Body], Operation]
 ) -> JSONResponse:
-    with numbered(service, raw.get("model_id"), raw.get("seq_id")):
+    try:
         body = requests.parse(model, raw)
+    except InvalidInput as error:
+        return JSONResponse(answers.promise(_refused(service, raw.get("model_id"), raw.get("seq_id"), error)))
     return JSONResponse(answers.promise(service.submit(body.model_id, body.seq_id, operation(body))))
 
 
@@ -62,8 +58,10 @@ async def forward_backward(request: Request, service: TheService) -> JSONRespons
     if content_type != PROTOBUF:
         raise InvalidInput(f"Content-Type is {content_type!r}; this server reads forward_backward as {PROTOBUF}")
     message = convert.forward_backward_message(await read_body(request))
-    with numbered(service, message.model_id, message.seq_id):
+    try:
         operation = convert.forward_backward(message)
+    except InvalidInput as error:
+        return JSONResponse(answers.promise(_refused(service, message.model_id, message.seq_id, error)))
     return JSONResponse(answers.promise(service.submit(message.model_id, message.seq_id, operation)))
 
 
