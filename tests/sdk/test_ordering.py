@@ -1,6 +1,7 @@
 """Requests arrive in any order, twice or never; what takes effect is each call once, in call order."""
 
 import json
+from contextlib import closing
 from dataclasses import dataclass, field
 
 import httpx
@@ -17,7 +18,7 @@ from weaver.service import Service
 
 LLAMA, QWEN = "tiny/llama", "tiny/qwen3"
 # A large eps: with a tiny one, the first step is the sign of the gradient, and that of a tiny one is chance.
-STEP = tinker.AdamParams(learning_rate=0.005, eps=0.1)
+STEP = tinker.AdamParams(learning_rate=0.05, eps=10.0)
 STILL = tinker.AdamParams(learning_rate=0.0)
 PROMPT = tinker.ModelInput.from_ints([5, 6, 7])
 
@@ -153,9 +154,9 @@ def test_calls_that_are_not_waited_for_take_effect_in_call_order(server, service
         assert_close(server.tensors(paths[1]), server.tensors(paths[0]))
     for one, other in zip(patient, hasty):
         for name, value in (getattr(one, "metrics", None) or {}).items():
-            assert other.metrics[name] == pytest.approx(value, rel=1e-5)
+            assert other.metrics[name] == pytest.approx(value, rel=1e-5, abs=1e-4)
     losses = [patient[place].metrics["loss:sum"] for place in (8, 10)]
-    assert losses[0] != pytest.approx(losses[1], rel=0.01), "the load must have made a difference"
+    assert abs(losses[0] - losses[1]) > 0.01, "the load must have made a difference"
 
 
 @pytest.mark.parametrize("base_model", [LLAMA, QWEN])
@@ -181,7 +182,7 @@ def test_two_clients_in_turns_equal_the_same_two_one_after_the_other(server, ser
         metrics = [future.result().metrics for batch in batches[seed] for future in train(one, batch)]
         mine = [metrics for place, metrics in enumerate(together) if place // 2 % 2 == seed - 1]
         for found, expected in zip(mine, metrics, strict=True):
-            assert found == pytest.approx(expected, rel=1e-5)
+            assert found == pytest.approx(expected, rel=1e-5, abs=1e-4)
         assert_close(weights(turns[seed]), weights(one))
 
 
@@ -353,13 +354,12 @@ def test_a_failed_operation_does_not_block_the_next(trained):
 def test_a_number_that_never_arrives_is_given_up_and_refused_when_it_comes_later(folders, tmp_path):
     source = ModelSource(LLAMA, str(folders[LLAMA]), "cpu")
     service = Service(Config(models=(source,), data_dir=tmp_path, gap_seconds=0.01))
-    client = TestClient(create_app(service, poll_seconds=30.0))
 
     def post(path, **body):
         answer = client.post(f"/api/v1/{path}", json=body)
         return answer.status_code, answer.json()
 
-    try:
+    with closing(service), TestClient(create_app(service, poll_seconds=30.0)) as client:  # one event loop for all
         session_id = post("create_session")[1]["session_id"]
         promise = post("create_model", session_id=session_id, model_seq_id=0, base_model=LLAMA, lora_config={"rank": 2})
         model_id = promise[1]["model_id"]
@@ -370,5 +370,3 @@ def test_a_number_that_never_arrives_is_given_up_and_refused_when_it_comes_later
         assert (status, "given up after 0.01 s" in refusal["detail"]) == (400, True)
         _, next_one = post("optim_step", seq_id=3, **step)
         assert post("retrieve_future", request_id=next_one["request_id"])[0] == 200
-    finally:
-        service.close()
