@@ -87,7 +87,7 @@ class Bench:
         self.data_dir, self.store, self.clock = data_dir, Store("sqlite://"), Clock()
         self.backend = Recording(ModelSource(BASE, "echo:vocab=10,context=64"))
         self.opened = 0
-        executor = Executor(self._open, load_registry(), self.store, data_dir, lambda *_: None)
+        executor = Executor(self._open, load_registry(), self.store, data_dir)
         self.engine = Engine(executor, GAP, self.clock)
 
     def _open(self):
