@@ -6,7 +6,7 @@ INSTALLED := .venv/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench gpu-check gpu-wheels clean
+.PHONY: help demo test lint format bench conformance gpu-check gpu-wheels clean
 
 # Idle threads must not spin on machines with few cores; nothing below may need a network once it is installed.
 demo test bench gpu-check: export OMP_WAIT_POLICY := PASSIVE
@@ -35,6 +35,10 @@ format: $(INSTALLED) ## rewrite the style that can be rewritten
 
 bench: $(INSTALLED) ## measure speed
 	$(BIN)/python -m pytest benchmarks --benchmark-only
+
+URL ?= http://127.0.0.1:8000
+conformance: $(INSTALLED) ## check any server of Tinker's protocol: make conformance URL=http://...
+	$(BIN)/weaver conformance $(URL)
 
 # With WHEELS=.wheels it runs on a machine without a network, on the python3 and torch found there.
 ifdef WHEELS

@@ -155,7 +155,7 @@ class Saver:
     def __init__(self, data_dir):
         self.data_dir, self.store = data_dir, Store("sqlite://")
         source = ModelSource("some/echo", "echo:vocab=10")
-        self.executor = Executor(lambda: EchoBackend(source), load_registry(), self.store, data_dir)
+        self.executor = Executor(lambda: EchoBackend(source), load_registry(), self.store, data_dir, lambda *_: None)
         self.executor.run("s:train:0", CreateModel("some/echo", SPEC))
 
     def save(self, name="a", **options):

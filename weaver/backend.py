@@ -10,7 +10,7 @@ from typing import Protocol
 
 from weaver.errors import WeaverError
 from weaver.loss import Loss
-from weaver.types import AdamParams, Datum, ForwardBackwardResult, LoraSpec, ModelFacts, ModelSource, ModelState
+from weaver.types import Datum, ForwardBackwardResult, LoraSpec, ModelFacts, ModelSource, ModelState, OptimParams
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,8 +40,11 @@ class Backend(Protocol):
         pass's or, when it fails, none. A pass that fails changes no other pass's result.
         """
 
-    def optim_step(self, model_id: str, params: AdamParams) -> Mapping[str, float]:
-        """Apply and clear the accumulated gradients (zero ones where no pass ran). Returns at least `grad_norm`."""
+    def optim_step(self, model_id: str, params: OptimParams) -> Mapping[str, float]:
+        """Apply and clear the accumulated gradients (zero ones where no pass ran). Returns at least `grad_norm`.
+
+        The parameters are always of one optimizer for one model; raises InvalidInput for one that it does not have.
+        """
 
     def export_state(self, model_id: str, *, optimizer: bool) -> ModelState:
         """Copies of the adapter's weights and, when asked, of its optimizer state."""

@@ -9,15 +9,16 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from safetensors.numpy import load_file, save_file
 
+from weaver.encryption import SUFFIX, Seal
 from weaver.errors import CheckpointDamaged, InvalidInput
-from weaver.types import Adapter, LoraSpec, ModelState, OptimizerState
+from weaver.types import ADAMW, Adapter, LoraSpec, ModelState, OptimizerState
 
 ADAPTER, CONFIG, OPTIMIZER, MANIFEST = (
     "adapter_model.safetensors", "adapter_config.json", "optimizer.safetensors", "manifest.json",
@@ -35,11 +36,20 @@ def checkpoint_folder(data_dir: Path, model_id: str, kind: str, name: str) -> Pa
 
 def write_checkpoint(folder: Path, state: ModelState) -> int:
     """Write `state` as a complete new folder or not at all, never over another; returns its size in bytes."""
+    return _write_beside(folder, lambda beside: _write_files(beside, state))
+
+
+def write_export(folder: Path, state: ModelState, seal: Seal | None) -> int:
+    """Like `write_checkpoint`, but what others read and nothing else: PEFT's two files, encrypted by `seal`."""
+    return _write_beside(folder, lambda beside: _write_exported(beside, state, seal))
+
+
+def _write_beside(folder: Path, write: Callable[[Path], None]) -> int:
     folder.parent.mkdir(parents=True, exist_ok=True)
     beside = folder.parent / f".{folder.name}.{uuid.uuid4().hex}"
     beside.mkdir()
     try:
-        _write_files(beside, state)
+        write(beside)
         beside.rename(folder)
         _sync(folder.parent)
     finally:
@@ -61,7 +71,7 @@ def read_checkpoint(folder: Path, *, optimizer: bool) -> ModelState:
     if manifest["optimizer_step"] is None:
         raise InvalidInput(f"the checkpoint {folder.name!r} holds no optimizer state; load its weights only")
     tensors = load_file(folder / OPTIMIZER)
-    return ModelState(adapter, OptimizerState(manifest["optimizer_step"], tensors))
+    return ModelState(adapter, OptimizerState(manifest["optimizer_step"], tensors, manifest.get("optimizer") or ADAMW))
 
 
 def check_checkpoint(folder: Path) -> Mapping[str, Any]:
@@ -88,9 +98,23 @@ def delete_checkpoint(folder: Path) -> None:
         shutil.rmtree(aside, ignore_errors=True)
 
 
+def _write_exported(folder: Path, state: ModelState, seal: Seal | None) -> None:
+    _write_adapter(folder, state.adapter)
+    if seal is not None:
+        for file in list(folder.iterdir()):
+            file.with_name(file.name + SUFFIX).write_bytes(seal(file.read_bytes()))
+            file.unlink()
+    for path in (*folder.iterdir(), folder):
+        _sync(path)
+
+
+def _write_adapter(folder: Path, adapter: Adapter) -> None:
+    save_file(dict(adapter.tensors), folder / ADAPTER, metadata={"format": "pt"})
+    (folder / CONFIG).write_text(json.dumps(_peft_config(adapter), indent=2))
+
+
 def _write_files(folder: Path, state: ModelState) -> None:
-    save_file(dict(state.adapter.tensors), folder / ADAPTER, metadata={"format": "pt"})
-    (folder / CONFIG).write_text(json.dumps(_peft_config(state.adapter), indent=2))
+    _write_adapter(folder, state.adapter)
     if state.optimizer is not None:
         save_file(dict(state.optimizer.tensors), folder / OPTIMIZER, metadata={"format": "pt"})
     manifest = {
@@ -99,6 +123,7 @@ def _write_files(folder: Path, state: ModelState) -> None:
         "lora": asdict(state.adapter.lora),
         "target_modules": list(state.adapter.target_modules),
         "optimizer_step": None if state.optimizer is None else state.optimizer.step,
+        "optimizer": state.optimizer.kind if state.optimizer is not None and state.optimizer.step else None,
         "sha256": {path.name: _sha256(path) for path in sorted(folder.iterdir())},
     }
     (folder / MANIFEST).write_text(json.dumps(manifest | {"checksum": _checksum(manifest)}, indent=2))

@@ -14,7 +14,8 @@ class Config(BaseModel):
 
     `gap_seconds`: how long a lane waits for a sequence number that never arrives (longer than the five minutes for
     which Tinker's SDK retries a submit). `result_seconds`: how long a result stays after it was first fetched.
-    `unfetched_seconds`: how long one stays that nobody fetches.
+    `unfetched_seconds`: how long one stays that nobody fetches. `lease_seconds`: how long a session lives after its
+    last heartbeat or request.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -27,6 +28,7 @@ class Config(BaseModel):
     gap_seconds: float = Field(default=330.0, gt=0)
     result_seconds: float = Field(default=600.0, gt=0)
     unfetched_seconds: float = Field(default=86_400.0, gt=0)
+    lease_seconds: float = Field(default=3600.0, gt=0)
     disabled_plugins: frozenset[str] = frozenset()
 
 

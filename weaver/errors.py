@@ -7,7 +7,8 @@
     │   ├── AlreadyExists         (FileExistsError)   a snapshot never changes: its name is taken
     │   ├── UnknownName           (LookupError)       no model, loss, session, checkpoint ... of that name
     │   ├── Forgotten             (LookupError)       it was there and is gone: a dropped result, an ended session
-    │   └── NotAuthenticated      (PermissionError)   the key is missing or wrong
+    │   ├── NotAuthenticated      (PermissionError)   the key is missing or wrong
+    │   └── NotAllowed            (PermissionError)   a signed link was changed, or its time is over
     └── ServerError               what was asked is right and could not be done
         ├── PluginBroken          (TypeError)         a plugin breaks a contract; the message names it
         ├── LossFailed            (RuntimeError)      a loss function raised or returned something unusable
@@ -53,6 +54,10 @@ class Forgotten(UserError, LookupError):
 
 class NotAuthenticated(UserError, PermissionError):
     """The API key is missing or wrong."""
+
+
+class NotAllowed(UserError, PermissionError):
+    """A signed link was changed or its time is over."""
 
 
 class PluginBroken(ServerError, TypeError):

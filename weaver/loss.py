@@ -1,7 +1,7 @@
 """The record a loss plugin yields, and what its function receives.
 
-Shapes: T tokens of one datum, K targets per token. A loss is arithmetic on logprobs: the backend computes them, so the
-same loss runs on every backend.
+Shapes: T tokens of one datum, K targets per token, N columns of a table. A loss is arithmetic on logprobs: the backend
+computes them, so the same loss runs on every backend.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from weaver.errors import InvalidInput
+from weaver.types import LossGraph
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,13 +24,19 @@ TARGET_TOKENS = "target_tokens"
 class LossInput:
     """One array a loss reads from `datum.loss_fn_inputs`, beside `target_tokens`, which every loss reads.
 
-    `shape` "target" means the shape of `target_tokens`, (T,) or (T, K).
+    `shape` "target" means the shape of `target_tokens`, (T,) or (T, K); "token" (T,) whatever the targets; "table"
+    (T, N) for any N; "scalar" one number. `dtype` "any" takes float32 and int64.
+
+    `recorded`: the server fills it in, from what it recorded of the sequences that the datum's `loss_fn_input_spans`
+    name: the log probability each token was drawn with, NaN where the spans say that nothing was drawn. A client need
+    not send it; if it does, it must agree. All other inputs must be zero where nothing was drawn.
     """
 
     name: str
-    dtype: Literal["float32", "int64"] = "float32"
-    shape: Literal["target"] = "target"
+    dtype: Literal["float32", "int64", "any"] = "float32"
+    shape: Literal["target", "token", "table", "scalar"] = "target"
     description: str = ""
+    recorded: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +70,11 @@ class Loss:
     every declared field, defaults filled in. It returns the datum's loss summed over tokens (a scalar tensor) or a
     `LossOutput`. Losses are sums: weaver never averages.
 
+    `target_ranks` are the ranks of `target_tokens` it can work with: 1 for (T,), 2 for (T, K). An input that is not
+    declared is refused, unless the loss `carries_others`: then a datum may hold arrays that this loss does not read.
+
+    A loss with `from_graph` is none by itself: `from_graph(graph)` is the loss that a client's graph computes.
+
         def reinforce(logprobs, inputs, config):
             return -(logprobs * inputs["advantages"]).sum()
 
@@ -75,6 +87,9 @@ class Loss:
     config: tuple[ConfigField, ...] = ()
     description: str = ""
     source: str = ""
+    target_ranks: tuple[int, ...] = (1, 2)
+    carries_others: bool = False
+    from_graph: Callable[[LossGraph], Loss] | None = None
 
     def effective_config(self, given: Mapping[str, float | str]) -> dict[str, float]:
         """`given` checked against the declared fields, with defaults filled in.

@@ -9,17 +9,38 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Protocol
 
-from weaver.types import ModelSource, SampleRequest, SampleResult
+from weaver.types import AdapterRef, ModelSource, SampleRequest, SampleResult
+
+
+class SampleFuture(Future[SampleResult]):
+    """A sample on its way. Whoever draws it sets `begun`; until then `reason` says what keeps it waiting."""
+
+    def __init__(self, reason: Callable[[], str | None] = lambda: None) -> None:
+        super().__init__()
+        self.begun = False
+        self._reason = reason
+
+    def waits_for(self) -> str | None:
+        """What keeps the sample from being drawn, in plain words; None when it is drawn, or nothing is known."""
+        return None if self.begun or self.done() else self._reason()
+
+    def follow(self, inner: "SampleFuture") -> None:
+        """The sample is in other hands now: what these say holds."""
+        self._reason = inner.waits_for
 
 
 class Sampler(Protocol):
     """One base model and the snapshots that are sampled from it. Every method may be called from any thread."""
 
-    def sample(self, request: SampleRequest) -> Future[SampleResult]:
+    def sample(self, request: SampleRequest) -> SampleFuture:
         """Queue a request at once. Cancelling the future stops its generation; a failure arrives as its exception.
 
         An adapter is loaded from its folder when first used and kept or dropped as the sampler sees fit.
         """
+
+    def publish(self, model_id: str, version: int, adapter: AdapterRef) -> None:
+        """Requests that follow the model, running ones too, use this adapter from their next token on, unless they
+        already use a higher version. See `weaver.types.Inflight`."""
 
     def forget(self, adapter_id: str) -> None:
         """The adapter will not be asked for again: free it, once running requests are done with it."""

@@ -1,10 +1,11 @@
-"""Rows that outlive the process: sessions, models, samplers and checkpoints. SQLite by default, PostgreSQL by URL.
+"""Rows that outlive the process: sessions, models, samplers, checkpoints, and for a day what was sampled.
 
-Weights lie in folders (`weaver.checkpoints`); a row is written only after its folder is complete.
+SQLite by default, PostgreSQL by URL. Weights lie in folders (`weaver.checkpoints`); a row is written only after its
+folder is complete.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.pool import StaticPool
 
-from weaver.types import LoraSpec
+from weaver.types import ADAMW, LoraSpec
 
 metadata = sa.MetaData()
 
@@ -33,6 +34,7 @@ models = sa.Table(
     sa.Column("lora", sa.JSON, nullable=False),
     sa.Column("created", sa.Float, nullable=False),
     sa.Column("user_metadata", sa.JSON, nullable=False),
+    sa.Column("optimizer", sa.String, nullable=False, server_default=ADAMW),
 )
 samplers = sa.Table(
     "samplers",
@@ -43,6 +45,19 @@ samplers = sa.Table(
     sa.Column("model_path", sa.String),
     sa.Column("adapter_id", sa.String),
     sa.Column("folder", sa.String),
+)
+inflight = sa.Table(
+    "inflight",
+    metadata,
+    sa.Column("sampling_session_id", sa.String, primary_key=True),
+    sa.Column("model_id", sa.String, nullable=False, index=True),
+    sa.Column("version", sa.Integer, nullable=False),
+)
+clones = sa.Table(
+    "clones",
+    metadata,
+    sa.Column("sampling_session_id", sa.String, primary_key=True),
+    sa.Column("clone", sa.Integer, primary_key=True),
 )
 checkpoints = sa.Table(
     "checkpoints",
@@ -58,6 +73,21 @@ checkpoints = sa.Table(
     sa.Column("size_bytes", sa.Integer, nullable=False),
     sa.Column("folder", sa.String, nullable=False),
     sa.Column("user_metadata", sa.JSON, nullable=False),
+    sa.Column("optimizer", sa.String, nullable=False, server_default=ADAMW),
+)
+published = sa.Table(
+    "published",
+    metadata,
+    sa.Column("path", sa.String, primary_key=True),
+)
+sampled_sequences = sa.Table(
+    "sampled_sequences",
+    metadata,
+    sa.Column("sequence_id", sa.String, primary_key=True),
+    sa.Column("session_id", sa.String, nullable=False),
+    sa.Column("expires", sa.Float, nullable=False, index=True),
+    sa.Column("tokens", sa.LargeBinary, nullable=False),
+    sa.Column("logprobs", sa.LargeBinary, nullable=False),
 )
 
 Row = Mapping[str, Any]
@@ -66,7 +96,8 @@ Row = Mapping[str, Any]
 class Store:
     """The database. Every method is one short transaction and may be called from any thread."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, clock: Callable[[], float] = time.time) -> None:
+        self.clock = clock
         options: dict[str, Any] = {}
         if url == "sqlite://":
             options = {"poolclass": StaticPool, "connect_args": {"check_same_thread": False}}
@@ -76,13 +107,18 @@ class Store:
         metadata.create_all(self._engine)
 
     @classmethod
-    def in_folder(cls, folder: Path) -> "Store":
+    def in_folder(cls, folder: Path, clock: Callable[[], float] = time.time) -> "Store":
         """The SQLite database of a data directory."""
         folder.mkdir(parents=True, exist_ok=True)
-        return cls(f"sqlite:///{folder / 'weaver.sqlite'}")
+        return cls(f"sqlite:///{folder / 'weaver.sqlite'}", clock)
+
+    @property
+    def engine(self) -> sa.Engine:
+        """For what only lists, searches and counts: `weaver.listing`."""
+        return self._engine
 
     def add_session(self, session_id: str, details: Mapping[str, Any]) -> None:
-        self._insert(sessions, session_id=session_id, created=time.time(), details=dict(details))
+        self._insert(sessions, session_id=session_id, created=self.clock(), details=dict(details))
 
     def end_session(self, session_id: str, reason: str) -> None:
         with self._engine.begin() as connection:
@@ -92,7 +128,13 @@ class Store:
         return self._one(sessions, sessions.c.session_id == session_id)
 
     def add_model(
-        self, model_id: str, session_id: str, base_model: str, lora: LoraSpec, user_metadata: Mapping[str, str]
+        self,
+        model_id: str,
+        session_id: str,
+        base_model: str,
+        lora: LoraSpec,
+        user_metadata: Mapping[str, str],
+        optimizer: str = ADAMW,
     ) -> None:
         """Write a model's row, in the place of one that a server left which died before it could acknowledge it."""
         values = {
@@ -100,8 +142,9 @@ class Store:
             "session_id": session_id,
             "base_model": base_model,
             "lora": asdict(lora),
-            "created": time.time(),
+            "created": self.clock(),
             "user_metadata": dict(user_metadata),
+            "optimizer": optimizer,
         }
         with self._engine.begin() as connection:
             connection.execute(models.delete().where(models.c.model_id == model_id))
@@ -116,6 +159,38 @@ class Store:
     def sampler(self, sampling_session_id: str) -> Row | None:
         return self._one(samplers, samplers.c.sampling_session_id == sampling_session_id)
 
+    def add_inflight(self, model_id: str, sampling_session_id: str) -> int:
+        """The sampler is the model's newest inflight one: returns its version, from 1 on."""
+        highest = sa.select(sa.func.coalesce(sa.func.max(inflight.c.version), 0)).where(inflight.c.model_id == model_id)
+        with self._engine.begin() as connection:
+            version = int(connection.execute(highest).scalar_one()) + 1
+            values = {"sampling_session_id": sampling_session_id, "model_id": model_id, "version": version}
+            connection.execute(inflight.insert().values(**values))
+        return version
+
+    def newest_inflight(self, sampling_session_id: str) -> Row | None:
+        """The row of the newest inflight sampler of the same model, with its `model_id` and `version`; None where the
+        sampling session is not an inflight one."""
+        mine = sa.select(inflight.c.model_id).where(inflight.c.sampling_session_id == sampling_session_id)
+        newest = (
+            sa.select(samplers, inflight.c.model_id, inflight.c.version)
+            .join(inflight, inflight.c.sampling_session_id == samplers.c.sampling_session_id)
+            .where(inflight.c.model_id == mine.scalar_subquery())
+            .order_by(inflight.c.version.desc())
+            .limit(1)
+        )
+        with self._engine.connect() as connection:
+            found = connection.execute(newest).mappings().first()
+        return None if found is None else dict(found)
+
+    def add_clone(self, sampling_session_id: str) -> int:
+        """One more client of a sampling session: its number, from 1 on; 0 is the first client's."""
+        mine = clones.c.sampling_session_id == sampling_session_id
+        with self._engine.begin() as connection:
+            clone = int(connection.execute(sa.select(sa.func.max(clones.c.clone)).where(mine)).scalar_one() or 0) + 1
+            connection.execute(clones.insert().values(sampling_session_id=sampling_session_id, clone=clone))
+        return clone
+
     def samplers_of(self, session_id: str) -> list[Row]:
         return self._many(samplers, samplers.c.session_id == session_id)
 
@@ -125,13 +200,30 @@ class Store:
         with self._engine.begin() as connection:
             old = connection.execute(checkpoints.select().where(same)).mappings().first()
             connection.execute(checkpoints.delete().where(same))
+            connection.execute(published.delete().where(published.c.path == values["path"]))
             connection.execute(checkpoints.insert().values(**values))
         return None if old is None else dict(old)
 
     def checkpoint(self, path: str) -> Row | None:
         """The checkpoint of that path, unless it has expired."""
         row = self._one(checkpoints, checkpoints.c.path == path)
-        return None if row is None or (row["expires"] or float("inf")) <= time.time() else row
+        return None if row is None or (row["expires"] or float("inf")) <= self.clock() else row
+
+    def add_sampled_sequences(self, rows: Sequence[Row], now: float) -> None:
+        """Write them, and drop those that have expired."""
+        with self._engine.begin() as connection:
+            connection.execute(sampled_sequences.delete().where(sampled_sequences.c.expires <= now))
+            connection.execute(sampled_sequences.insert(), rows)
+
+    def sampled_sequences(self, sequence_ids: Iterable[str]) -> list[Row]:
+        """Those that are here, expired or not."""
+        found = [self._many(sampled_sequences, same) for same in _one_of(sampled_sequences.c.sequence_id, sequence_ids)]
+        return [row for rows in found for row in rows]
+
+    def keep_sampled_sequences(self, sequence_ids: Iterable[str], expires: float) -> None:
+        with self._engine.begin() as connection:
+            for same in _one_of(sampled_sequences.c.sequence_id, sequence_ids):
+                connection.execute(sampled_sequences.update().where(same).values(expires=expires))
 
     def close(self) -> None:
         self._engine.dispose()
@@ -147,6 +239,13 @@ class Store:
     def _many(self, table: sa.Table, condition: sa.ColumnElement[bool]) -> list[Row]:
         with self._engine.connect() as connection:
             return [dict(row) for row in connection.execute(table.select().where(condition)).mappings()]
+
+
+def _one_of(column: "sa.Column[Any]", values: Iterable[str]) -> Iterator[sa.ColumnElement[bool]]:
+    """Conditions that together find every value: a statement takes only so many parameters."""
+    several = sorted(values)
+    for start in range(0, len(several), 500):
+        yield column.in_(several[start : start + 500])
 
 
 def _tune_sqlite(connection: Any, _: Any) -> None:

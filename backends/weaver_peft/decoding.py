@@ -8,23 +8,28 @@ Shapes: R rows that decode, V vocabulary, H hidden size.
 
 from collections import deque
 from collections.abc import Iterable
-from concurrent.futures import Future
 from dataclasses import dataclass
 
 import torch
 
 from weaver.errors import InvalidInput
-from weaver.types import SampleRequest, SampleResult
+from weaver.sampler import SampleFuture
+from weaver.types import SampleRequest
 from weaver_peft.adapter_cache import AdapterCache
 from weaver_peft.base_model import BaseModel
 from weaver_peft.call import Call, LoraWeights
 from weaver_peft.drawing import draw
+from weaver_peft.inflight import InflightWeights, Published
 from weaver_peft.kv_cache import CacheShape, KVCache
 from weaver_peft.prefill import Prefill, segments_of
+from weaver_peft.prefix_cache import PrefixCache
 from weaver_peft.prompt_logprobs import output_logits
 from weaver_peft.sequences import Job, Row
 from weaver_peft.slot_attention import DecodeAttention
 from weaver_peft.stopping import Detokenizer, StopRule
+
+KEPT_PART = 4
+"""Sequences that are over may take this part of the cache, and as much less as those that run need."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +58,14 @@ class DecodeLoop:
 
     def __init__(self, base: BaseModel, limits: Limits) -> None:
         self.statistics = Statistics()
+        self.obstacle: str | None = None  # why requests that wait do; read by any thread
         self._base = base
         self._limits = limits
         self._cache = KVCache(CacheShape.of_model(base.model))
-        self._prefill = Prefill(base, self._cache)
+        self._finished = PrefixCache()
+        self._prefill = Prefill(base, self._cache, self._finished)
         self._adapters = AdapterCache(base, limits.adapter_bytes)
+        self._inflight = InflightWeights()
         self._detokenizer = Detokenizer(base)
         self._jobs: deque[Job] = deque()  # those with samples that have not begun
         self._paused: deque[Row] = deque()  # rows that made room; they go first
@@ -67,19 +75,29 @@ class DecodeLoop:
     def is_idle(self) -> bool:
         return not (self._jobs or self._paused or self._running())
 
-    def add(self, request: SampleRequest, future: Future[SampleResult]) -> None:
+    def add(self, request: SampleRequest, future: SampleFuture) -> None:
         """Queue a request; its result or its error will arrive in `future`."""
         self._jobs.append(Job.of_request(request, future))
 
+    def publish(self, model_id: str, published: Published) -> None:
+        """Requests that follow the model go on with this version from the next step on, or with one they have that is
+        newer."""
+        replaced = self._inflight.publish(model_id, published)
+        if replaced is not None:
+            self._adapters.forget(replaced)
+
     def forget(self, adapter_id: str) -> None:
         """Free the adapter once no row uses it."""
+        self._inflight.forget(adapter_id)
         self._adapters.forget(adapter_id)
+        self._finished.forget(adapter_id)
         self._trim_adapters()
 
     def step(self) -> None:
         """One token for every row that is ready, after some prefilling for those that are not."""
         with torch.no_grad():
             self._leave_the_settled()
+            self._follow()
             self._admit()
             budget = self._limits.busy_prefill_tokens if self._decoding else self._limits.prefill_tokens
             self._begin(self._prefill.step(self._decoding, budget))
@@ -96,7 +114,8 @@ class DecodeLoop:
             job.fail(error)
         self._decoding = []
         self._cache = KVCache(self._cache.shape)
-        self._prefill = Prefill(self._base, self._cache, self._prefill.computed_tokens)
+        self._finished = PrefixCache()
+        self._prefill = Prefill(self._base, self._cache, self._finished, self._prefill.computed_tokens)
         self._leave_the_settled()
 
     def fail_all(self, error: Exception) -> None:
@@ -134,23 +153,40 @@ class DecodeLoop:
             if job.started == job.request.num_samples:
                 self._jobs.popleft()
 
+    def _follow(self) -> None:
+        """Requests that have begun go on with the newest weights of the model they follow, where there are newer ones
+        than theirs; what they have cached stays."""
+        if not self._inflight.changed:
+            return
+        self._inflight.changed = False
+        begun = {row.job for row in [*self._running(), *self._paused]} | {job for job in self._jobs if job.stop}
+        for job in begun:
+            if self._inflight.adapter_of(job.request) != job.adapter:
+                self._prepare(job)
+        self._leave_the_settled()
+
     def _prepare(self, job: Job) -> bool:
         """Load what the job needs; where that fails, it alone fails."""
         try:
-            if job.request.adapter is not None:
-                job.weights = self._adapters.get(job.request.adapter)
+            job.adapter = self._inflight.adapter_of(job.request)
+            if job.adapter is not None:
+                job.weights = self._adapters.get(job.adapter)
             job.stop = StopRule.of_params(job.request.params, self._base, self._detokenizer)
         except Exception as error:  # noqa: BLE001 - an adapter's folder may hold anything; the others must not suffer
             job.fail(error)
         return job.stop is not None
 
     def _fits(self, length: int) -> bool:
-        """A row alone always fits."""
+        """Whether one more row of that length can run; if not, `obstacle` says why. A row alone always fits."""
         running = self._running()
-        if not running:
-            return True
-        room = self._limits.cache_bytes - self._bytes(running)
-        return len(running) < self._limits.rows and self._cache.shape.slot_bytes(length) <= room
+        used, needed, most = self._bytes(running), self._cache.shape.slot_bytes(length), self._limits.cache_bytes
+        self.obstacle = None
+        if running and len(running) >= self._limits.rows:
+            self.obstacle = f"{len(running)} sequences are being drawn, as many as go at once"
+        elif running and used + needed > most:
+            self.obstacle = f"the cache is full: {len(running)} sequences hold {used >> 20} of {most >> 20} MiB"
+        self._finished.shrink(max(0, most - used - needed))
+        return self.obstacle is None
 
     def _bytes(self, rows: list[Row]) -> int:
         return sum(self._cache.shape.slot_bytes(row.length) for row in rows)
@@ -162,6 +198,7 @@ class DecodeLoop:
 
     def _make_room(self) -> None:
         """Pause the rows admitted last while the cache would outgrow its bounds; they prefill again later."""
+        self._finished.shrink(max(0, self._limits.cache_bytes - self._bytes(self._running())))
         while len(self._decoding) > 1 and self._bytes(self._running()) > self._limits.cache_bytes:
             row = self._decoding[-1]
             self._leave([row])
@@ -174,15 +211,16 @@ class DecodeLoop:
             self._next_logits(rows),
             [row.params for row in rows],
             [row.generator.random() if row.params.temperature else 0.0 for row in rows],
+            [row.job.request.topk_sample_logprobs for row in rows],
         )
         self.statistics.decode_calls += 1
         self.statistics.drawn_tokens += len(rows)
-        for row, token, logprob in zip(rows, drawn.tokens, drawn.logprobs):
+        for row, token, logprob, likeliest in zip(rows, drawn.tokens, drawn.logprobs, drawn.likeliest):
             if logprob != logprob:
                 row.job.fail(
                     InvalidInput(f"{_model_of(row.job)} gives logits that are not finite; no token can be drawn")
                 )
-            row.append(token, logprob)
+            row.append(token, logprob, likeliest)
         self._finish_those_over(rows)
 
     def _next_logits(self, rows: list[Row]) -> torch.Tensor:
@@ -200,8 +238,16 @@ class DecodeLoop:
         for row in rows:
             reason = row.stop_reason()
             if reason is not None:
+                self._keep(row)
                 row.finish(reason)
                 self._leave([row])
+
+    def _keep(self, row: Row) -> None:
+        """Keep its columns for prompts that begin like it. One of a request's samples is enough for its prompt."""
+        if row.index == 0:
+            columns_2NGnD = self._cache.columns(row)
+            self._finished.add(row.job.columns_of, row.tokens_L[: columns_2NGnD.shape[3]], columns_2NGnD)
+            self._finished.shrink(self._limits.cache_bytes // KEPT_PART)
 
     def _trim_adapters(self) -> None:
         rows = [*self._running(), *self._paused]

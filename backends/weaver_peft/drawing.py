@@ -3,7 +3,7 @@
 A token is drawn by inverting the cumulative distribution at one uniform number of the row's own, so what a row draws
 depends on its logits and its seed and on nothing else in the batch.
 
-Shapes: R rows, V vocabulary, F those of the rows that drop part of the vocabulary.
+Shapes: R rows, V vocabulary, F those of the rows that drop part of the vocabulary, k draws or likeliest tokens.
 """
 
 from collections.abc import Sequence
@@ -18,22 +18,60 @@ SMALLEST_TEMPERATURE = float(np.finfo(np.float32).tiny)  # below it float32 has 
 
 
 @dataclass(frozen=True, slots=True)
-class Drawn:
-    """One token per row. A logprob is NaN where the row's logits are not finite."""
+class Likeliest:
+    """The likeliest tokens of one row, best first; tokens that cannot be drawn are left out."""
 
     tokens: list[int]
     logprobs: list[float]
 
 
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """One token per row. A logprob is NaN where the row's logits are not finite."""
+
+    tokens: list[int]
+    logprobs: list[float]
+    likeliest: list[Likeliest | None]
+
+
 def row_generator(seed: int | None, index: int) -> np.random.Generator:
     """The uniform numbers of sample `index` of a request. Any integer is a seed; None draws fresh entropy."""
+    return _generator(seed, index)
+
+
+def alternatives_generator(seed: int | None) -> np.random.Generator:
+    """The uniform numbers of a prompt's alternatives: a stream that belongs to no sample."""
+    return _generator(seed, 2**32 - 1)
+
+
+def _generator(seed: int | None, stream: int) -> np.random.Generator:
     entropy = None if seed is None else abs(seed)
     negative = seed is not None and seed < 0
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence(entropy, spawn_key=(index, int(negative)))))
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(entropy, spawn_key=(stream, int(negative)))))
 
 
-def draw(logits_RV: torch.Tensor, params: Sequence[SamplingParams], uniforms: Sequence[float]) -> Drawn:
-    """Draw a token for each row, from temperature, then top_k, then top_p. Consumes `logits_RV` (float32)."""
+def draw_many(logprobs_RV: torch.Tensor, temperature: float, uniform_Rk: torch.Tensor) -> torch.Tensor:
+    """Draw k tokens for each row, with replacement, at a temperature: (R, k) token ids."""
+    if temperature == 0:
+        return logprobs_RV.argmax(1, keepdim=True).expand(uniform_Rk.shape)
+    scaled_RV = (logprobs_RV - logprobs_RV.amax(1, keepdim=True)).div_(max(temperature, SMALLEST_TEMPERATURE))
+    return _invert(scaled_RV.exp_().cumsum(1, dtype=torch.float64), uniform_Rk)
+
+
+def _invert(cumulative_RV: torch.Tensor, uniform_Rk: torch.Tensor) -> torch.Tensor:
+    """The tokens (R, k) at which the cumulative distribution, not normalised, passes the uniform numbers."""
+    token_Rk = torch.searchsorted(cumulative_RV, uniform_Rk * cumulative_RV[:, -1:], right=True)
+    return token_Rk.clamp_(max=cumulative_RV.shape[1] - 1)
+
+
+def draw(
+    logits_RV: torch.Tensor,
+    params: Sequence[SamplingParams],
+    uniforms: Sequence[float],
+    likeliest: Sequence[int],
+) -> Drawn:
+    """Draw a token for each row, from temperature, then top_k, then top_p, and tell that many of the `likeliest` tokens
+    of what it was drawn from. Consumes `logits_RV` (float32)."""
     device = logits_RV.device
     temperatures = [max(each.temperature, SMALLEST_TEMPERATURE) if each.temperature else 1.0 for each in params]
     scaled_RV = logits_RV.sub_(logits_RV.amax(1, keepdim=True))
@@ -41,15 +79,22 @@ def draw(logits_RV: torch.Tensor, params: Sequence[SamplingParams], uniforms: Se
         scaled_RV.div_(torch.tensor(temperatures, device=device)[:, None])
     _drop_unlikely(scaled_RV, params)
     cumulative_RV = scaled_RV.exp().cumsum(1, dtype=torch.float64)
-    total_R1 = cumulative_RV[:, -1:]
     uniform_R1 = torch.tensor(uniforms, dtype=torch.float64, device=device)[:, None]
-    token_R1 = torch.searchsorted(cumulative_RV, uniform_R1 * total_R1, right=True).clamp_(max=scaled_RV.shape[1] - 1)
+    token_R1 = _invert(cumulative_RV, uniform_R1)
     greedy = [each.temperature == 0 for each in params]
     if any(greedy):
         greedy_R1 = torch.tensor(greedy, device=device)[:, None]
         token_R1 = torch.where(greedy_R1, scaled_RV.argmax(1, keepdim=True), token_R1)
-    logprob_R1 = scaled_RV.gather(1, token_R1) - total_R1.log()
-    return Drawn(token_R1[:, 0].tolist(), logprob_R1[:, 0].tolist())
+    normalizer_R1 = cumulative_RV[:, -1:].log()
+    logprob_R1 = scaled_RV.gather(1, token_R1) - normalizer_R1
+    tops = [_likeliest(scaled_RV[row], normalizer_R1[row], k) if k else None for row, k in enumerate(likeliest)]
+    return Drawn(token_R1[:, 0].tolist(), logprob_R1[:, 0].tolist(), tops)
+
+
+def _likeliest(scaled_V: torch.Tensor, normalizer_1: torch.Tensor, k: int) -> Likeliest:
+    top = scaled_V.topk(k)
+    possible = top.values > -torch.inf
+    return Likeliest(top.indices[possible].tolist(), (top.values[possible] - normalizer_1).tolist())
 
 
 def _drop_unlikely(scaled_RV: torch.Tensor, params: Sequence[SamplingParams]) -> None:

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 import torch
 
 from weaver.backend import Pass
-from weaver.errors import LossFailed
-from weaver.loss import TARGET_TOKENS, LossOutput
-from weaver.types import FloatArray, ForwardBackwardResult
+from weaver.errors import InvalidInput, LossFailed, UserError
+from weaver.loss import TARGET_TOKENS, LossInput, LossOutput
+from weaver.types import Array, FloatArray, ForwardBackwardResult
 
 REDUCTIONS = {"sum", "mean", "min", "max"}
 
@@ -26,12 +26,13 @@ class Evaluated:
 def evaluate(one: Pass, index: int, logprobs: torch.Tensor) -> Evaluated:
     """The loss of datum `index` at `logprobs`, (T,) or (T, K).
 
-    Raises LossFailed, naming the loss and the datum, when the function raises or returns what cannot be used.
+    Raises LossFailed, naming the loss and the datum, when the function raises or returns what cannot be used, and
+    InvalidInput where the function says that it is the user's to change.
     """
     datum, blame = one.data[index], f"the loss {one.loss.name!r} failed on data[{index}]"
     leaf = logprobs.detach().clone().requires_grad_(one.backward)
     inputs = {
-        declared.name: torch.from_numpy(datum.loss_fn_inputs[declared.name]).to(leaf.device)
+        declared.name: _input(datum.loss_fn_inputs[declared.name], declared).to(leaf.device)
         for declared in one.loss.inputs
     }
     try:
@@ -42,11 +43,18 @@ def evaluate(one: Pass, index: int, logprobs: torch.Tensor) -> Evaluated:
         gradient = torch.autograd.grad(output.loss, leaf)[0] if one.backward else None
     except LossFailed:
         raise
+    except UserError as error:
+        raise InvalidInput(f"{blame}: {error}") from error
     except Exception as error:
         raise LossFailed(f"{blame}: {type(error).__name__}: {error}") from error
     if gradient is not None and not gradient.isfinite().all():
         raise LossFailed(f"{blame}: its gradient is not finite")
     return Evaluated(loss, output.metrics, gradient)
+
+
+def _input(array: Array, declared: LossInput) -> torch.Tensor:
+    tensor = torch.from_numpy(array)
+    return tensor.reshape(()) if declared.shape == "scalar" else tensor
 
 
 def _checked(output: LossOutput, blame: str, *, needs_gradient: bool) -> float:

@@ -15,6 +15,7 @@ import torch
 from weaver_peft.base_model import BaseModel
 from weaver_peft.call import Call, LoraWeights, Segment
 from weaver_peft.kv_cache import KVCache
+from weaver_peft.prefix_cache import PrefixCache
 from weaver_peft.sequences import Row, shared_columns
 from weaver_peft.slot_attention import Piece, PrefillAttention
 
@@ -24,10 +25,11 @@ WORTH_SHARING = 64
 
 @dataclass(slots=True, eq=False)
 class Filling:
-    """A row whose columns are not all there yet; `done` of them are."""
+    """A row whose columns are not all there yet; `done` of them are, `copied` of these from another row."""
 
     row: Row
     done: int = 0
+    copied: int = 0
     columns_2NGnD: torch.Tensor | None = None
 
     def gains_from(self, shared: int) -> bool:
@@ -44,9 +46,10 @@ class _Part:
 class Prefill:
     """The rows being filled, first come first served."""
 
-    def __init__(self, base: BaseModel, cache: KVCache, computed_tokens: int = 0) -> None:
+    def __init__(self, base: BaseModel, cache: KVCache, finished: PrefixCache, computed_tokens: int = 0) -> None:
         self._base = base
         self._cache = cache
+        self._finished = finished
         self._fillings: list[Filling] = []
         self.computed_tokens = computed_tokens
 
@@ -55,7 +58,12 @@ class Prefill:
         return [filling.row for filling in self._fillings]
 
     def add(self, row: Row) -> None:
-        self._fillings.append(Filling(row))
+        """Begin with what sequences that are over have left of this one."""
+        filling = Filling(row)
+        self._fillings.append(filling)
+        kept_2NGnD = self._finished.longest(row.job.columns_of, row.tokens_L[: row.copyable_columns])
+        if kept_2NGnD is not None:
+            self._copy(filling, kept_2NGnD, kept_2NGnD.shape[3])
 
     def remove(self, rows: set[Row]) -> None:
         self._fillings = [filling for filling in self._fillings if filling.row not in rows]
@@ -73,12 +81,13 @@ class Prefill:
         """Copy what others have; move complete rows to the cache."""
         joined: list[Row] = []
         for filling in list(self._fillings):
-            if not filling.row.wants_prompt_logprobs:
-                self._copy_shared(filling, decoding + joined)
+            self._copy_shared(filling, decoding + joined)
             if filling.done >= filling.row.needed_columns:
                 self._cache.join(filling.row, self._columns(filling))
                 self._fillings.remove(filling)
                 joined.append(filling.row)
+                if filling.row.answers_for_prompt:
+                    filling.row.job.cached_prompt_tokens = filling.copied
         return joined
 
     def _copy_shared(self, filling: Filling, decoding: list[Row]) -> None:
@@ -90,11 +99,16 @@ class Prefill:
         shared, source = max(others, key=lambda pair: pair[0], default=(0, None))
         if source is None or not filling.gains_from(shared) or self._waits(filling, shared):
             return
-        source_2NGnD = self._columns(source) if isinstance(source, Filling) else self._cache.columns(source)
-        if shared == row.needed_columns:  # a view is enough: it joins the cache, which copies it, at once
+        self._copy(
+            filling, self._columns(source) if isinstance(source, Filling) else self._cache.columns(source), shared
+        )
+
+    def _copy(self, filling: Filling, source_2NGnD: torch.Tensor, shared: int) -> None:
+        if shared == filling.row.needed_columns:  # a view is enough: it joins the cache, which copies it, at once
             filling.columns_2NGnD = source_2NGnD[..., :shared, :]
         else:
             self._columns(filling)[..., :shared, :] = source_2NGnD[..., :shared, :]
+        filling.copied += shared - filling.done
         filling.done = shared
 
     def _waits(self, filling: Filling, ready: int) -> bool:
@@ -113,8 +127,7 @@ class Prefill:
         together and those that begin a prompt first."""
         parts = []
         for filling in self._fillings:
-            waits = not filling.row.wants_prompt_logprobs and self._waits(filling, filling.done)
-            if budget > 0 and not waits:
+            if budget > 0 and not self._waits(filling, filling.done):
                 stop = min(filling.done + budget, filling.row.needed_columns)
                 budget -= stop - filling.done
                 parts.append(_Part(filling, Piece(filling.done, stop, self._columns(filling))))
@@ -136,7 +149,7 @@ class Prefill:
         for part in parts:
             row, piece = part.filling.row, part.piece
             stop = token + piece.stop - piece.start
-            if row.wants_prompt_logprobs and row.job.prompt is not None:
+            if row.answers_for_prompt:
                 row.job.prompt.add(self._base, row.job.weights, piece.start, hidden_TH[token:stop])
             part.filling.done = piece.stop
             token = stop

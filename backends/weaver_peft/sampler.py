@@ -5,7 +5,6 @@ for, or the machine has cores. Trainer and sampler each have such a team; OMP_WA
 spinning against each other.
 """
 
-from concurrent.futures import Future
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from threading import Lock, Thread
@@ -15,9 +14,11 @@ import torch
 
 from weaver.backend import ModelSource
 from weaver.errors import Stopped
-from weaver.types import SampleRequest, SampleResult
+from weaver.sampler import SampleFuture
+from weaver.types import AdapterRef, SampleRequest
 from weaver_peft.base_model import BaseModel, load_base_model
 from weaver_peft.decoding import DecodeLoop, Limits
+from weaver_peft.inflight import Published
 
 GIB = 1 << 30
 
@@ -25,7 +26,13 @@ GIB = 1 << 30
 @dataclass(frozen=True, slots=True, eq=False)
 class _Asked:
     request: SampleRequest
-    future: Future[SampleResult]
+    future: SampleFuture
+
+
+@dataclass(frozen=True, slots=True)
+class _Publish:
+    model_id: str
+    published: Published
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +45,7 @@ class _Close:
     pass
 
 
-_Message = _Asked | _Forget | _Close
+_Message = _Asked | _Publish | _Forget | _Close
 
 
 class EmbeddedSampler:
@@ -52,14 +59,17 @@ class EmbeddedSampler:
         self._thread = Thread(target=self._run, name="weaver-sampler", daemon=True)
         self._thread.start()
 
-    def sample(self, request: SampleRequest) -> Future[SampleResult]:
-        future: Future[SampleResult] = Future()
+    def sample(self, request: SampleRequest) -> SampleFuture:
+        future = SampleFuture(lambda: self._loop.obstacle)
         with self._closing:
             if self._closed:
                 future.set_exception(_stopped())
             else:
                 self._messages.put(_Asked(request, future))
         return future
+
+    def publish(self, model_id: str, version: int, adapter: AdapterRef) -> None:
+        self._messages.put(_Publish(model_id, Published(version, adapter)))
 
     def forget(self, adapter_id: str) -> None:
         self._messages.put(_Forget(adapter_id))
@@ -85,6 +95,8 @@ class EmbeddedSampler:
                 match self._messages.get(block=self._loop.is_idle):
                     case _Asked(request, future):
                         self._loop.add(request, future)
+                    case _Publish(model_id, published):
+                        self._loop.publish(model_id, published)
                     case _Forget(adapter_id):
                         self._loop.forget(adapter_id)
                     case _Close():

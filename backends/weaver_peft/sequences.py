@@ -3,40 +3,58 @@
 Shapes: n tokens of a prompt, L tokens of a row (its prompt, then what was drawn).
 """
 
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from weaver.types import IntArray, SampledSequence, SampleRequest, SampleResult, SamplingParams, StopReason
+from weaver.sampler import SampleFuture
+from weaver.types import (
+    AdapterRef,
+    IntArray,
+    SampledSequence,
+    SampleRequest,
+    SampleResult,
+    SamplingParams,
+    StopReason,
+    TopLogprobs,
+)
 from weaver_peft.call import LoraWeights
-from weaver_peft.drawing import row_generator
+from weaver_peft.drawing import Likeliest, row_generator
+from weaver_peft.prefix_cache import common
 from weaver_peft.prompt_logprobs import PromptLogprobs
 from weaver_peft.stopping import StopRule
 
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """One request on its way. `weights` and `stop` are known once its first row is admitted."""
+    """One request on its way. `adapter`, `weights` and `stop` are known once its first row is admitted; the weights of
+    one that follows a model may be replaced by newer ones after that."""
 
     request: SampleRequest
-    future: Future[SampleResult]
-    prompt: PromptLogprobs | None
+    future: SampleFuture
+    prompt: PromptLogprobs
     started: int = 0
+    cached_prompt_tokens: int = 0
+    adapter: AdapterRef | None = None
     weights: LoraWeights | None = None
     stop: StopRule | None = None
     sequences: dict[int, SampledSequence] = field(default_factory=dict)
 
     @classmethod
-    def of_request(cls, request: SampleRequest, future: Future[SampleResult]) -> "Job":
-        wanted = request.prompt_logprobs or request.topk_prompt_logprobs > 0
-        prompt = PromptLogprobs(request.prompt_n, request.topk_prompt_logprobs) if wanted else None
-        return cls(request, future, prompt)
+    def of_request(cls, request: SampleRequest, future: SampleFuture) -> "Job":
+        return cls(request, future, PromptLogprobs(request))
 
     @property
     def adapter_id(self) -> str:
-        """The adapter's id; empty for the base model."""
-        return self.request.adapter.adapter_id if self.request.adapter is not None else ""
+        """The id of the adapter it uses now; empty for the base model."""
+        return self.adapter.adapter_id if self.adapter is not None else ""
+
+    @property
+    def columns_of(self) -> str:
+        """Columns may be shared by jobs that give the same here: they were computed with the same weights, or with
+        whatever one inflight session has seen."""
+        follows = self.request.inflight
+        return self.adapter_id if follows is None else f"inflight {follows.session_id}"
 
     @property
     def is_over(self) -> bool:
@@ -45,6 +63,7 @@ class Job:
     def start_row(self) -> "Row":
         """The next sample's row."""
         self.started += 1
+        self.future.begun = True
         return Row(self, self.started - 1)
 
     def settle(self) -> None:
@@ -52,12 +71,22 @@ class Job:
         request = self.request
         if len(self.sequences) < request.num_samples or not self.future.set_running_or_notify_cancel():
             return
-        sequences = tuple(self.sequences[index] for index in range(request.num_samples))
-        prompt, topk = self.prompt, None
-        if prompt is not None and request.topk_prompt_logprobs:
-            topk = prompt.top_logprobs()
-        self.future.set_result(
-            SampleResult(sequences, prompt.logprobs_n if prompt is not None and request.prompt_logprobs else None, topk)
+        self.future.set_result(self._result())
+
+    def _result(self) -> SampleResult:
+        request, own, targets, alternatives = (
+            self.request,
+            self.prompt.own,
+            self.prompt.targets,
+            self.prompt.alternatives,
+        )
+        return SampleResult(
+            sequences=tuple(self.sequences[index] for index in range(request.num_samples)),
+            prompt_logprobs_n=own.logprobs_n if own is not None and request.prompt_logprobs else None,
+            topk_prompt_logprobs=own.top if own is not None and request.topk_prompt_logprobs else None,
+            target_logprobs=None if targets is None else targets.scored,
+            prompt_alternatives=None if alternatives is None else alternatives.drawn,
+            cached_prompt_tokens=self.cached_prompt_tokens,
         )
 
     def fail(self, error: Exception) -> None:
@@ -75,6 +104,7 @@ class Row:
         self.generator = row_generator(params.seed, index)
         self.drawn: list[int] = []
         self.logprobs: list[float] = []
+        self.likeliest: list[Likeliest] = []
         self._tokens_L = np.empty(len(prompt_n) + params.max_tokens, np.int64)
         self._tokens_L[: len(prompt_n)] = prompt_n
 
@@ -96,14 +126,23 @@ class Row:
         return self.length - 1
 
     @property
-    def wants_prompt_logprobs(self) -> bool:
-        """Whether this row's prefill is the one that must see every token of the prompt."""
-        return self.job.prompt is not None and self.index == 0 and not self.drawn
+    def answers_for_prompt(self) -> bool:
+        """Whether this row's prefill is the one that what is asked about the prompt comes from."""
+        return self.index == 0 and not self.drawn
 
-    def append(self, token: int, logprob: float) -> None:
+    @property
+    def copyable_columns(self) -> int:
+        """How many of the needed columns need not be computed by this row's own prefill."""
+        if not self.answers_for_prompt:
+            return self.needed_columns
+        return min(self.needed_columns, self.job.prompt.unscored_columns)
+
+    def append(self, token: int, logprob: float, likeliest: Likeliest | None = None) -> None:
         self._tokens_L[self.length] = token
         self.drawn.append(token)
         self.logprobs.append(logprob)
+        if likeliest is not None:
+            self.likeliest.append(likeliest)
 
     def stop_reason(self) -> StopReason | None:
         """Why the sequence is over; None while it is not."""
@@ -114,16 +153,26 @@ class Row:
     def finish(self, reason: StopReason) -> None:
         """Hand the sample to its job."""
         tokens, logprobs = np.array(self.drawn, np.int64), np.array(self.logprobs, np.float32)
-        self.job.sequences[self.index] = SampledSequence(tokens, logprobs, reason)
+        top = _table(self.likeliest, self.job.request.topk_sample_logprobs)
+        self.job.sequences[self.index] = SampledSequence(tokens, logprobs, reason, top)
         self.job.settle()
+
+
+def _table(likeliest: list[Likeliest], k: int) -> TopLogprobs | None:
+    if not k:
+        return None
+    table = TopLogprobs(np.zeros((len(likeliest), k), np.int32), np.full((len(likeliest), k), np.nan, np.float32))
+    for row, each in enumerate(likeliest):
+        table.token_ids_nk[row, : len(each.tokens)] = each.tokens
+        table.logprobs_nk[row, : len(each.tokens)] = each.logprobs
+    return table
 
 
 def shared_columns(row: Row, other: Row, cached: int) -> int:
     """How many of the columns that `row` needs are among the first `cached` of `other`."""
-    if row.job.adapter_id != other.job.adapter_id:
+    if row.job.columns_of != other.job.columns_of:
         return 0
-    limit = min(row.needed_columns, cached)
+    limit = min(row.copyable_columns, cached)
     if row.job is other.job and limit <= len(row.job.request.prompt_n):
         return limit
-    differ = row.tokens_L[:limit] != other.tokens_L[:limit]
-    return int(differ.argmax()) if differ.any() else limit
+    return common(row.tokens_L[:limit], other.tokens_L)

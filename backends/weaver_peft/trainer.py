@@ -14,7 +14,7 @@ import torch
 
 from weaver.backend import Backend, ModelSource, Pass
 from weaver.errors import LossFailed, WeaverError
-from weaver.types import AdamParams, ForwardBackwardResult, LoraSpec, ModelState
+from weaver.types import ForwardBackwardResult, LoraSpec, ModelState, OptimParams
 from weaver_peft.base_model import BaseModel, load_base_model
 from weaver_peft.call import Call, Segment
 from weaver_peft.logprobs import Head, Workspace, head_gradients, target_logprobs
@@ -60,7 +60,7 @@ class PeftBackend:
     def drop_model(self, model_id: str) -> None:
         self._models.pop(model_id, None)
 
-    def optim_step(self, model_id: str, params: AdamParams) -> Mapping[str, float]:
+    def optim_step(self, model_id: str, params: OptimParams) -> Mapping[str, float]:
         return self._models[model_id].step(params)
 
     def export_state(self, model_id: str, *, optimizer: bool) -> ModelState:
@@ -176,7 +176,7 @@ def _evaluate_piece(passes: Sequence[Pass], piece: Run, logprobs_TK: torch.Tenso
         logprobs = logprobs_TK[rows, 0] if flat else logprobs_TK[rows]
         try:
             evaluated = evaluate(one, item.index, logprobs)
-        except LossFailed as error:
+        except WeaverError as error:
             attempt.failed.setdefault(item.number, error)
             continue
         attempt.outcomes[item.number].add(item.index, logprobs, evaluated)

@@ -1,4 +1,4 @@
-"""One adapter being trained: float32 weights, accumulated gradients and AdamW, whatever the base model's dtype."""
+"""One adapter being trained: weights and optimizer in float32, its gradients too, whatever the base model's dtype."""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,13 +6,13 @@ import numpy as np
 import torch
 
 from weaver.errors import InvalidInput
-from weaver.types import AdamParams, Adapter, FloatArray, LoraSpec, ModelState, OptimizerState
+from weaver.types import Adapter, FloatArray, LoraSpec, ModelState, OptimParams
 from weaver_peft.base_model import AdaptedModule, BaseModel
 from weaver_peft.call import LoraPair
 from weaver_peft.lora import initial_pair
+from weaver_peft.optimizers import ModelOptimizer
 
 Gradients = dict[str, torch.Tensor]
-MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class TrainingModel:
@@ -28,7 +28,7 @@ class TrainingModel:
             pair = initial_pair(module.name, module.in_features, module.out_features, lora.rank, lora.seed, lora.scale)
             self._place(module.name, pair)
         self.gradients: Gradients = {}
-        self._optimizer = torch.optim.AdamW(list(self.parameters.values()), foreach=True)
+        self._optimizer = ModelOptimizer(self.parameters)
 
     def add_gradients(self, gradients: Mapping[str, torch.Tensor]) -> None:
         """Accumulate what one call of forward_backward found."""
@@ -38,8 +38,8 @@ class TrainingModel:
             else:
                 self.gradients[name] = gradient
 
-    def step(self, params: AdamParams) -> dict[str, float]:
-        """One AdamW step on the accumulated gradients, zero where there are none, and clear them."""
+    def step(self, params: OptimParams) -> dict[str, float]:
+        """One optimizer step on the accumulated gradients, zero where there are none, and clear them."""
         for name, parameter in self.parameters.items():
             parameter.grad = self.gradients.pop(name, None)
             if parameter.grad is None:
@@ -48,33 +48,28 @@ class TrainingModel:
         norm = torch.nn.utils.get_total_norm([tensor.grad for tensor in tensors])
         if params.grad_clip_norm > 0:
             torch.nn.utils.clip_grads_with_norm_(tensors, params.grad_clip_norm, norm)
-        self._optimizer.param_groups[0].update(
-            lr=params.learning_rate,
-            betas=(params.beta1, params.beta2),
-            eps=params.eps,
-            weight_decay=params.weight_decay,
-        )
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
+        self._optimizer.step(params)
+        for tensor in tensors:
+            tensor.grad = None
         return {"grad_norm": float(norm)}
 
     def export(self, *, optimizer: bool) -> ModelState:
         tensors = {name: _copy(parameter) for name, parameter in self.parameters.items()}
         names = tuple(sorted({module.name.rpartition(".")[2] for module in self.modules}))
         adapter = Adapter(self.base.facts.name, self.lora, names, tensors)
-        return ModelState(adapter, self._export_optimizer() if optimizer else None)
+        return ModelState(adapter, self._optimizer.export() if optimizer else None)
 
     def load(self, state: ModelState) -> None:
         """Replace weights and optimizer state; everything is checked before anything changes."""
         self._check_same_shapes(state.adapter.tensors, self.parameters, "adapter")
         if state.optimizer is not None and state.optimizer.step > 0:
-            moments = {f"{name}.{part}": p for name, p in self.parameters.items() for part in MOMENTS}
-            self._check_same_shapes(state.optimizer.tensors, moments, "optimizer state")
+            expected = self._optimizer.expected(state.optimizer)
+            self._check_same_shapes(state.optimizer.tensors, expected, "optimizer state")
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(torch.from_numpy(state.adapter.tensors[name]))
         self.gradients.clear()
-        self._import_optimizer(state.optimizer)
+        self._optimizer.load(state.optimizer)
 
     def _place(self, module: str, pair: LoraPair) -> None:
         a = pair.a.to(self.base.device).requires_grad_()
@@ -82,24 +77,6 @@ class TrainingModel:
         self.pairs[module] = LoraPair(a, b, pair.scale)
         self.parameters[f"base_model.model.{module}.lora_A.weight"] = a
         self.parameters[f"base_model.model.{module}.lora_B.weight"] = b
-
-    def _export_optimizer(self) -> OptimizerState:
-        if not self._optimizer.state:
-            return OptimizerState(0, {})
-        states = {name: self._optimizer.state[parameter] for name, parameter in self.parameters.items()}
-        tensors = {f"{name}.{part}": _copy(state[part]) for name, state in states.items() for part in MOMENTS}
-        return OptimizerState(int(next(iter(states.values()))["step"]), tensors)
-
-    def _import_optimizer(self, state: OptimizerState | None) -> None:
-        self._optimizer.state.clear()
-        if state is None or state.step == 0:
-            return
-        for name, parameter in self.parameters.items():
-            moments = {
-                part: torch.from_numpy(state.tensors[f"{name}.{part}"]).to(self.base.device, copy=True)
-                for part in MOMENTS
-            }
-            self._optimizer.state[parameter] = {"step": torch.tensor(float(state.step)), **moments}
 
     def _check_same_shapes(
         self, found: Mapping[str, FloatArray], expected: Mapping[str, torch.Tensor], what: str

@@ -87,7 +87,7 @@ class Bench:
         self.data_dir, self.store, self.clock = data_dir, Store("sqlite://"), Clock()
         self.backend = Recording(ModelSource(BASE, "echo:vocab=10,context=64"))
         self.opened = 0
-        executor = Executor(self._open, load_registry(), self.store, data_dir)
+        executor = Executor(self._open, load_registry(), self.store, data_dir, lambda *_: None)
         self.engine = Engine(executor, GAP, self.clock)
 
     def _open(self):
@@ -433,3 +433,17 @@ def test_on_its_thread_it_wakes_up_to_give_up_a_gap(tmp_path):
         work = engine.submit("a", seq_id, operation, fingerprint(**parts_of(operation)))
     assert work.future.result(timeout=60).metrics == {"grad_norm": 0.0}
     engine.close()
+
+
+def test_the_engine_says_what_a_models_operations_wait_for(bench):
+    seen = []
+    bench._open = lambda: seen.append(bench.engine.waits_for("s:train:0")) or bench.backend
+    bench.engine._executor._open_backend = bench._open
+    model = bench.model("s:train:0")
+    assert seen == ["the base model is being loaded for training"]
+    assert bench.engine.waits_for(model) is None
+    bench.submit(model, 2, OptimStep(AdamParams()))
+    assert bench.engine.waits_for(model) == "the request with seq_id 1 has not arrived; later ones wait for it"
+    bench.submit(model, 1, OptimStep(AdamParams()))
+    assert bench.engine.waits_for(model) is None
+    assert bench.engine.waits_for("another") is None

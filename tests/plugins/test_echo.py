@@ -8,7 +8,16 @@ from weaver.backend import ModelSource, Pass
 from weaver.errors import CheckpointDamaged, InvalidInput, LossFailed
 from weaver.loss import Loss
 from weaver.plugins.echo import EchoBackend, EchoSampler, describe
-from weaver.types import AdamParams, AdapterRef, Datum, LoraSpec, SampleRequest, SamplingParams, StopReason
+from weaver.types import (
+    AdamParams,
+    AdapterRef,
+    Datum,
+    LoraSpec,
+    PromptTargets,
+    SampleRequest,
+    SamplingParams,
+    StopReason,
+)
 
 SOURCE = ModelSource("some/name", "echo:vocab=5,context=64")
 CROSS_ENTROPY = Loss("cross_entropy", function=lambda *_: pytest.fail("the echo backend calls no loss function"))
@@ -106,6 +115,28 @@ def test_the_sampler_says_the_prompt_over_and_over():
     assert result.sequences[0].stop_reason is StopReason.LENGTH
     np.testing.assert_array_equal(result.prompt_logprobs_n, [np.nan, 0, 0])
     assert result.topk_prompt_logprobs.token_ids_nk.tolist() == [[0, 0], [2, 0], [3, 0]]
+
+
+def test_the_sampler_answers_what_is_asked_about_the_prompt():
+    targets = PromptTargets((2, 2), np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1]), np.array([2, 1, -1, 3]))
+    request = SampleRequest(
+        np.array([1, 2, 3]),
+        1,
+        SamplingParams(2),
+        prompt_logprobs=True,
+        topk_prompt_logprobs=1,
+        prompt_logprobs_last_n=1,
+        prompt_targets=targets,
+        prompt_alternatives=2,
+        topk_sample_logprobs=2,
+    )
+    result = EchoSampler(SOURCE).sample(request).result()
+    np.testing.assert_array_equal(result.prompt_logprobs_n, [np.nan, np.nan, 0])
+    np.testing.assert_array_equal(result.topk_prompt_logprobs.logprobs_nk[:, 0], [np.nan, np.nan, 0])
+    np.testing.assert_array_equal(result.target_logprobs.logprobs_c, [0, -np.inf, 0, 0])
+    assert result.prompt_alternatives.tokens_mk.tolist() == [[2, 2], [3, 3]]
+    np.testing.assert_array_equal(result.sequences[0].top_logprobs.logprobs_nk, [[0, np.nan]] * 2)
+    assert result.sequences[0].top_logprobs.token_ids_nk[:, 0].tolist() == [1, 2]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 import json
 import threading
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -50,16 +52,26 @@ def folders(tmp_path_factory):
     return {name: root / name for name in made}
 
 
+class Client(tinker.ServiceClient):
+    """Does not wait for ever to be closed, as the SDK (0.38.0) may: it cancels its heartbeat, and one that is under way
+    just then can swallow the cancellation and go on. The session is finished before."""
+
+    def __exit__(self, *error):
+        with suppress(TimeoutError):
+            self.close("success" if error[0] is None else "errored").result(timeout=15)
+
+
 class Server:
     """A server in threads of this process; `restart` gives its data directory to a new one on another port."""
 
-    def __init__(self, folders, data_dir):
+    def __init__(self, folders, data_dir, clock=time.time, ticks=time.monotonic):
         self.folders, self.data_dir = folders, Path(data_dir)
+        self.clock, self.ticks = clock, ticks
         self.start()
 
     def start(self):
         models = tuple(ModelSource(name, str(folder), "cpu") for name, folder in self.folders.items())
-        self.service = Service(Config(models=models, data_dir=self.data_dir))
+        self.service = Service(Config(models=models, data_dir=self.data_dir), None, self.clock, self.ticks)
         self._app = create_app(self.service)
         self._socket = listening_socket("127.0.0.1", 0)
         self._socket.listen(512)  # connections wait from here on: nobody needs to poll for readiness
@@ -76,7 +88,13 @@ class Server:
         self.service.close()
 
     def client(self, **options):
-        return tinker.ServiceClient(base_url=self.url, api_key="tml-test", **options)
+        return Client(base_url=self.url, api_key="tml-test", **options)
+
+    def rest(self):
+        return tinker.RestClient(base_url=self.url, api_key="tml-test")
+
+    def admin(self):
+        return tinker.AdminClient(base_url=self.url, api_key="tml-test")
 
     def folder(self, path):
         """Where the server keeps a checkpoint."""
@@ -92,6 +110,41 @@ def server(folders, tmp_path_factory):
     running = Server(folders, tmp_path_factory.mktemp("data"))
     yield running
     running.stop()
+
+
+class Clock:
+    """Time that passes when a test says so."""
+
+    def __init__(self, now):
+        self.now = now
+
+    def __call__(self):
+        return self.now
+
+    def pass_by(self, seconds):
+        self.now += seconds
+
+
+@pytest.fixture
+def timed(folders, tmp_path):
+    """A server of one test's own, whose clocks stand still: `timed.clock` and `timed.ticks`."""
+    running = Server(folders, tmp_path / "data", Clock(1_790_000_000.25), Clock(0.0))
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def start_server(tmp_path):
+    """A maker of servers of other models, each stopped at the end."""
+    started = []
+
+    def start(folders):
+        started.append(Server(folders, tmp_path / f"data-{len(started)}"))
+        return started[-1]
+
+    yield start
+    for running in started:
+        running.stop()
 
 
 @pytest.fixture

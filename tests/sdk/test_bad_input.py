@@ -259,7 +259,7 @@ TRAINING = {
     "a clip that is NaN": (steps(grad_clip_norm=NAN), r"adam_params.grad_clip_norm is null"),
     "another optimizer": (
         lambda s: s.client.optim_step(tinker.DimuonParams(learning_rate=0.1)).result(timeout=60),
-        r"optimizer_params must be absent: this server reads adam_params only",
+        "are for the optimizer 'dimuon', but the model was created with 'adamw'",
     ),
     "raw: no data": (lambda s: s.message(), "data is empty; give at least one datum"),
     "raw: numbers that are NaN in JSON": (
@@ -277,7 +277,10 @@ TRAINING = {
         lambda s: s.operation("optim_step", adam_params={"learning_rate": "0.1"}),
         "adam_params.learning_rate: input should be a valid number, not '0.1'",
     ),
-    "raw: a step without parameters": (lambda s: s.operation("optim_step"), "adam_params is missing"),
+    "raw: a step without parameters": (
+        lambda s: s.operation("optim_step"),
+        "one of adam_params and optimizer_params must be given",
+    ),
     "raw: a tensor of a dtype nobody reads": (
         lambda s: s.message(raw_datum(weights=tensor([1, 1, 1], wire.DTYPE_BFLOAT16))),
         r"data\[0\].loss_fn_inputs\['weights'\] has dtype bfloat16; this server reads float32 and int64",
@@ -351,13 +354,13 @@ STATES = {
         lambda s: s.client.save_weights_for_sampler("a", ttl_seconds=10**9).result(60),
         "ttl_seconds is 1000000000",
     ),
-    "raw: a sampler that changes": (
-        lambda s: s.operation("save_weights_for_sampler", sampling_session_seq_id=10**6, kind="inflight"),
-        "kind is 'inflight': this server makes 'snapshot' samplers only",
+    "raw: a sampler of another kind": (
+        lambda s: s.operation("save_weights_for_sampler", sampling_session_seq_id=10**6, kind="live"),
+        "kind is 'live': samplers are 'snapshot' or 'inflight'",
     ),
-    "a sampler that changes": (
-        lambda s: s.client.save_weights_and_get_sampling_client(kind="inflight").result(60),
-        "kind is 'inflight': this server makes 'snapshot' samplers only",
+    "raw: an inflight sampler under a name": (
+        lambda s: s.operation("save_weights_for_sampler", path="changing", kind="inflight"),
+        "an inflight sampler changes, so it is not kept under a path: leave it out",
     ),
     "raw: a snapshot with a name and without": (
         lambda s: s.operation("save_weights_for_sampler", sampling_session_seq_id=10**6, path="a"),
@@ -434,8 +437,8 @@ CREATION = {
         "lora_config.rank: input should be a valid integer",
     ),
     "another optimizer": (
-        create(optimizer=tinker.DimuonOptimizerConfig()),
-        "optimizer_config.* 'adamw' only",
+        create(optimizer=tinker.types.optimizer.OptimizerConfigBase(type="sgd")),
+        "optimizer_config.type is 'sgd': this server trains with 'adamw' or 'dimuon'",
     ),
     "training from a sampler's snapshot": (
         lambda s: s.service_client.create_training_client_from_state(s.sampler_path).result(60),
@@ -538,22 +541,57 @@ SAMPLING = {
         "topk_prompt_logprobs is 98; it must be from 0 to 97",
     ),
     "a negative number of top logprobs": (lambda s: s.sample(topk_prompt_logprobs=-1), "topk_prompt_logprobs is -1"),
-    "top logprobs of samples": (
-        lambda s: s.sample(topk_sample_logprobs=3),
-        "topk_sample_logprobs is 3: this server does not compute it",
+    "more top logprobs of samples than tokens": (
+        lambda s: s.sample(topk_sample_logprobs=VOCABULARY + 1),
+        "topk_sample_logprobs is 98; it must be from 0 to 97",
     ),
-    "logprobs of other targets": (
+    "a table of targets with a row for the first token": (
         lambda s: s.sample(target_prompt_logprobs=tinker.TensorData.from_numpy(np.ones((3, 1), np.int64))),
-        "target_prompt_logprobs must be absent: this server does not compute it",
+        "target_prompt_logprobs has 3 rows; a prompt of 3 tokens needs 2: row i is about position i",
     ),
-    "alternative tokens": (lambda s: s.sample(prompt_alt_tokens_k=2), "prompt_alt_tokens_k is 2: this server does not"),
-    "logprobs of the end of a prompt": (
-        lambda s: s.sample(include_prompt_logprobs=True, prompt_logprobs_last_n=2),
-        "prompt_logprobs_last_n must be absent: this server does not compute it",
+    "a target outside the vocabulary": (
+        lambda s: s.sample(target_prompt_logprobs=tinker.TensorData.from_numpy(np.array([[1, -1], [2, 97]]))),
+        r"target_prompt_logprobs\[1, 1\] is 97; token ids of 'tiny/llama' go from 0 to 96, and -1 asks nothing",
     ),
-    "raw: what stable_reinforce needs": (
-        lambda s: s.raw_sample(record_stability_info=True),
-        "record_stability_info is True: this server does not record it",
+    "targets that ask nothing": (
+        lambda s: s.sample(target_prompt_logprobs=tinker.TensorData.from_numpy(np.full((2, 3), -1))),
+        "target_prompt_logprobs names no token",
+    ),
+    "raw: targets without a shape": (
+        lambda s: s.raw_sample(target_prompt_logprobs={"data": [1, 2], "dtype": "int64"}),
+        r"target_prompt_logprobs has shape \[\]; it must be that of a table",
+    ),
+    "raw: fewer targets than cells": (
+        lambda s: s.raw_sample(target_prompt_logprobs={"data": [1], "dtype": "int64", "shape": [2, 1]}),
+        r"target_prompt_logprobs has shape \[2, 1\] and 1 values, which do not fit together",
+    ),
+    "raw: sparse targets out of order": (
+        lambda s: s.raw_sample(
+            target_prompt_logprobs={
+                "data": [1, 2],
+                "dtype": "int64",
+                "shape": [2, 9],
+                "sparse_crow_indices": [0, 2, 2],
+                "sparse_col_indices": [5, 4],
+            }
+        ),
+        "target_prompt_logprobs.sparse_col_indices must ascend within each row",
+    ),
+    "raw: targets that are no token ids": (
+        lambda s: s.raw_sample(target_prompt_logprobs={"data": [1], "dtype": "float32", "shape": [2, 1]}),
+        "target_prompt_logprobs.dtype is 'float32': token ids are int64",
+    ),
+    "more alternative tokens than memory": (
+        lambda s: s.sample(prompt_alt_tokens_k=2**26),
+        "prompt_alt_tokens_k is 67108864, for 3 tokens: together more than 134217728 values",
+    ),
+    "logprobs of more than the end of a prompt": (
+        lambda s: s.sample(include_prompt_logprobs=True, prompt_logprobs_last_n=3),
+        "prompt_logprobs_last_n is 3; for a prompt of 3 tokens it must be from 1 to 2",
+    ),
+    "raw: the end of prompt logprobs that are not asked for": (
+        lambda s: s.raw_sample(prompt_logprobs_last_n=1),
+        "prompt_logprobs_last_n is about prompt_logprobs; set that too",
     ),
     "raw: a model in the place of a session": (lambda s: s.raw_sample(base_model=LLAMA), "base_model must be absent"),
 }
@@ -626,7 +664,7 @@ def test_an_image_in_a_later_part_is_refused_too(subject):
 
 def test_nothing_was_written_elsewhere(subject):
     data_dir = subject.server.data_dir
-    assert {path.name.partition(".")[0] for path in data_dir.iterdir()} <= {"checkpoints", "snapshots", "weaver"}
+    assert not {"a", "b", "x"} & {path.name for path in (*data_dir.rglob("*"), *data_dir.parent.iterdir())}
     assert [path.name for path in (data_dir / "checkpoints").iterdir()] == [subject.client.model_id.replace(":", "-")]
     names = {path.name for path in (data_dir / "checkpoints").glob("*/*/*")}
     assert {name.partition("~")[0] for name in names} == {"taken", "after"}

@@ -36,6 +36,10 @@ class StandIn:
         self.calls = []
         self.results = {}
         self.error = None
+        self.reason = None
+
+    def waits_for(self, request_id):
+        return self.reason
 
     def supported_models(self):
         return (SupportedModel("demo", 512),)
@@ -139,7 +143,11 @@ def test_weights_are_loaded_into_a_model_that_exists_or_a_new_one(app, service):
     posted(app, "/load_weights", json=new)
     assert service.calls == [
         ("submit", ("m", 2, LoadState("p", False)), {}),
-        ("create_model_from_state", ("s", 0, "p"), {"base_model": None, "optimizer": True, "user_metadata": {}}),
+        (
+            "create_model_from_state",
+            ("s", 0, "p"),
+            {"base_model": None, "optimizer": True, "optimizer_kind": "adamw", "user_metadata": {}},
+        ),
     ]
 
 
@@ -230,8 +238,16 @@ def test_a_poll_of_a_request_that_runs_asks_to_come_again(app, service):
     service.results["r"] = running = Future()
     answer = posted(app, "/retrieve_future", json={"request_id": "r", "allow_metadata_only": True})
     assert answer.status_code == 408
-    assert answer.json()["queue_state"] == "active"
+    assert answer.json() == {"detail": "r runs, or will in its turn", "queue_state": "active"}
     assert not running.cancelled()
+
+
+def test_a_poll_of_a_request_that_waits_says_why(app, service):
+    service.results["r"], service.reason = Future(), "the cache is full"
+    answer = posted(app, "/retrieve_future", json={"request_id": "r", "allow_metadata_only": True})
+    assert answer.status_code == 408
+    assert answer.json()["queue_state"] == "paused_capacity"
+    assert answer.json()["queue_state_reason"] == "the cache is full"
 
 
 def test_a_poll_waits_for_the_result(service):

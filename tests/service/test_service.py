@@ -85,13 +85,20 @@ def test_a_snapshot_written_after_its_session_ended_is_removed_when_a_service_st
     assert result(second, sampled).sequences[0].tokens.tolist() == [3, 4]
 
 
+def test_a_repeated_end_changes_nothing(service):
+    """The answer to the first one may have been lost, or the session's lease was over."""
+    session_id = session(service)
+    for reason in ("success", "errored"):
+        service.finish_session(session_id, reason)
+    assert service.sessions.info(session_id).ended == "success"
+
+
 def test_an_ended_session_is_over_for_everything(service):
     session_id = session(service)
     model_id = model(service, session_id)
     service.finish_session(session_id, "success")
     for ask in (
         lambda: service.heartbeat(session_id),
-        lambda: service.finish_session(session_id, "success"),
         lambda: service.create_model(session_id, 1, MODEL, LoraSpec()),
         lambda: service.create_sampling_session(session_id, 0, base_model=MODEL),
     ):

@@ -56,6 +56,14 @@ class Engine:
             self._changed.notify()
         return refusal
 
+    def waits_for(self, model_id: str) -> str | None:
+        """What keeps a model's operations waiting, in plain words; None when they run, or will in their turn."""
+        if self._executor.opening:
+            return "the base model is being loaded for training"
+        with self._changed:
+            missing = self._lanes[model_id].missing if model_id in self._lanes else None
+        return None if missing is None else f"the request with seq_id {missing} has not arrived; later ones wait for it"
+
     def end_lane(self, model_id: str) -> None:
         """Take nothing more for a model; free it when what it has accepted is done."""
         with self._changed:

@@ -1,17 +1,21 @@
 """Runs operations on a backend, and writes and reads the checkpoints they ask for."""
 
-import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 from weaver.backend import Backend, Pass
-from weaver.checkpoints import checkpoint_folder, delete_checkpoint, read_checkpoint, write_checkpoint
+from weaver.checkpoints import checkpoint_folder, delete_checkpoint, read_checkpoint, write_checkpoint, write_export
+from weaver.encryption import sealer
 from weaver.errors import AlreadyExists, InvalidInput, UnknownName, WeaverError
-from weaver.registry import Registry
+from weaver.loss import Loss
 from weaver.store import Store
 from weaver.types import (
+    ADAMW,
+    AdapterRef,
     CreateFromState,
     CreateModel,
     ForwardBackward,
@@ -24,14 +28,25 @@ from weaver.types import (
     OptimStepResult,
     Result,
     SamplerReady,
+    SaveExternal,
     SaveForSampler,
     SaveState,
     StateLoaded,
     StateSaved,
 )
 
-TRAINING, SAMPLER = "weights", "sampler_weights"
+Publish = Callable[[str, int, AdapterRef], None]
+"""Tells samplers of newer weights: a model, the version's number, the version."""
+
+TRAINING, SAMPLER, EXTERNAL = "weights", "sampler_weights", "external_weights"
 """The kinds of checkpoints: the middle part of `tinker://<model>/<kind>/<name>`."""
+
+
+class Losses(Protocol):
+    """Where losses are found by name."""
+
+    def loss(self, name: str) -> Loss:
+        """Raises UnknownName."""
 
 
 def checkpoint_path(model_id: str, kind: str, name: str) -> str:
@@ -41,8 +56,12 @@ def checkpoint_path(model_id: str, kind: str, name: str) -> str:
 class Executor:
     """What the engine's thread does with work. The backend is opened on first use."""
 
-    def __init__(self, open_backend: Callable[[], Backend], registry: Registry, store: Store, data_dir: Path) -> None:
-        self._open_backend, self._registry, self._store, self._data_dir = open_backend, registry, store, data_dir
+    def __init__(
+        self, open_backend: Callable[[], Backend], losses: Losses, store: Store, data_dir: Path, publish: Publish
+    ) -> None:
+        self._open_backend, self._losses, self._store, self._data_dir = open_backend, losses, store, data_dir
+        self._publish = publish
+        self.opening = False  # read by any thread
         self._opened: Backend | None = None
 
     def run_passes(
@@ -63,10 +82,12 @@ class Executor:
                 return self._create_from_state(model_id, operation)
             case SaveState():
                 return self._save_state(model_id, operation)
-            case SaveForSampler(name=None):
-                return self._make_sampler(model_id)
+            case SaveForSampler(name=None, inflight=inflight):
+                return self._make_sampler(model_id, inflight=inflight)
             case SaveForSampler():
                 return self._save_for_sampler(model_id, operation)
+            case SaveExternal():
+                return self._save_external(model_id, operation)
             case LoadState():
                 return self._load_state(model_id, operation)
         raise AssertionError(f"{operation} is not a barrier")
@@ -82,11 +103,15 @@ class Executor:
     @property
     def _backend(self) -> Backend:
         if self._opened is None:
-            self._opened = self._open_backend()
+            self.opening = True
+            try:
+                self._opened = self._open_backend()
+            finally:
+                self.opening = False
         return self._opened
 
     def _resolved(self, model_id: str, operation: ForwardBackward) -> Pass:
-        loss = self._registry.loss(operation.loss)
+        loss = self._losses.loss(operation.loss)
         return Pass(model_id, operation.data, loss, loss.effective_config(operation.config), operation.backward)
 
     def _load_state(self, model_id: str, operation: LoadState) -> StateLoaded:
@@ -96,6 +121,11 @@ class Executor:
             raise InvalidInput(
                 f"path {operation.path!r} was trained on {state.adapter.base_model!r}, this model on "
                 f"{model['base_model']!r}: their weights mean different things"
+            )
+        if state.optimizer is not None and state.optimizer.step and state.optimizer.kind != self._kind_of(model_id):
+            raise InvalidInput(
+                f"path {operation.path!r} holds the state of {state.optimizer.kind!r}, this model steps with "
+                f"{self._kind_of(model_id)!r}; load its weights only"
             )
         self._backend.import_state(model_id, state)
         return StateLoaded(model_id, operation.path)
@@ -124,8 +154,21 @@ class Executor:
         state = self._backend.export_state(model_id, optimizer=False)
         return self._save(model_id, SAMPLER, operation, state, overwrite=False)
 
+    def _save_external(self, model_id: str, operation: SaveExternal) -> StateSaved:
+        seal = None if operation.recipients is None else sealer(operation.recipients)
+        state = self._backend.export_state(model_id, optimizer=False)
+        write = partial(write_export, seal=seal)
+        return self._save(model_id, EXTERNAL, operation, state, overwrite=False, write=write)
+
     def _save(
-        self, model_id: str, kind: str, operation: SaveState | SaveForSampler, state: ModelState, *, overwrite: bool
+        self,
+        model_id: str,
+        kind: str,
+        operation: SaveState | SaveForSampler | SaveExternal,
+        state: ModelState,
+        *,
+        overwrite: bool,
+        write: Callable[[Path, ModelState], int] = write_checkpoint,
     ) -> StateSaved:
         assert operation.name is not None
         path = checkpoint_path(model_id, kind, operation.name)
@@ -134,7 +177,7 @@ class Executor:
                 f"{path} exists and never changes; choose another name (or overwrite=True in save_state)"
             )
         folder = checkpoint_folder(self._data_dir, model_id, kind, operation.name)
-        size_bytes, now = write_checkpoint(folder, state), time.time()
+        size_bytes, now = write(folder, state), self._store.clock()
         replaced = self._store.put_checkpoint(
             path=path,
             model_id=model_id,
@@ -147,13 +190,23 @@ class Executor:
             size_bytes=size_bytes,
             folder=str(folder.relative_to(self._data_dir)),
             user_metadata=dict(operation.user_metadata),
+            optimizer=self._kind_of(model_id),
         )
         if replaced is not None:
             delete_checkpoint(self._data_dir / replaced["folder"])
         return StateSaved(path)
 
-    def _make_sampler(self, model_id: str) -> SamplerReady:
-        """A snapshot without a name lives in its session's folder, and has a sampling session of its own."""
+    def _kind_of(self, model_id: str) -> str:
+        """Which optimizer a model was created with."""
+        model = self._store.model(model_id)
+        return ADAMW if model is None else str(model["optimizer"])
+
+    def _make_sampler(self, model_id: str, *, inflight: bool) -> SamplerReady:
+        """A snapshot without a name lives in its session's folder, and has a sampling session of its own.
+
+        An inflight one is written like it, as the model's next version. Its row comes first: requests that come from
+        then on begin with it, and those that run are told.
+        """
         session_id = model_id.partition(":")[0]
         sampler_id = f"{session_id}:sample:{uuid.uuid4().hex[:12]}"
         state = self._backend.export_state(model_id, optimizer=False)
@@ -167,4 +220,7 @@ class Executor:
             adapter_id=sampler_id,
             folder=str(folder),
         )
+        if inflight:
+            version = self._store.add_inflight(model_id, sampler_id)
+            self._publish(model_id, version, AdapterRef(sampler_id, self._data_dir / folder))
         return SamplerReady(sampler_id)

@@ -152,6 +152,12 @@ class Lane:
     def empty(self) -> bool:
         return not self._waiting
 
+    @property
+    def missing(self) -> int | None:
+        """The number that what waits here waits for, where it has not arrived."""
+        arrived = self._next in self._waiting or self._next in self._tombstones
+        return None if arrived or not self._waiting else self._next
+
     def deadline(self) -> float | None:
         """When the lane will give up the number it waits for."""
         return None if self._gap_since is None else self._gap_since + self._gap_seconds

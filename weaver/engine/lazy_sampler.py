@@ -6,7 +6,7 @@ from concurrent.futures import Future
 
 from weaver.checkpoints import check_checkpoint
 from weaver.errors import Stopped
-from weaver.sampler import Sampler
+from weaver.sampler import SampleFuture, Sampler
 from weaver.types import AdapterRef, SampleRequest, SampleResult
 
 
@@ -21,13 +21,23 @@ class LazySampler:
         self._adapters: dict[str, Future[Sampler]] = {}
         self._closed = False
 
-    def sample(self, request: SampleRequest) -> "Future[SampleResult]":
+    def sample(self, request: SampleRequest) -> SampleFuture:
         ready = self._opened() if request.adapter is None else self._checked(request.adapter)
         if ready.done() and ready.exception() is None:
             return ready.result().sample(request)
-        outer: Future[SampleResult] = Future()
+        outer = SampleFuture(self._waits_for)
         ready.add_done_callback(lambda done: _pass_on(done, request, outer))
         return outer
+
+    def publish(self, model_id: str, version: int, adapter: AdapterRef) -> None:
+        """Pass newer weights on, once they are known to be what was written. Where nothing was sampled yet there is
+        nobody to tell: later requests come with these weights or newer ones."""
+        with self._lock:
+            if self._closed or self._opening is None:
+                return
+        self._checked(adapter).add_done_callback(
+            lambda ready: None if ready.exception() else ready.result().publish(model_id, version, adapter)
+        )
 
     def forget(self, adapter_id: str) -> None:
         with self._lock:
@@ -41,6 +51,11 @@ class LazySampler:
             self._closed, opening = True, self._opening
         if opening is not None and opening.exception() is None:
             opening.result().close()
+
+    def _waits_for(self) -> str:
+        opening = self._opening
+        ready = opening is not None and opening.done()
+        return "the adapter is being read" if ready else "the base model is being loaded for sampling"
 
     def _opened(self) -> "Future[Sampler]":
         with self._lock:
@@ -80,20 +95,29 @@ def _check(adapter: AdapterRef, opening: "Future[Sampler]", checked: "Future[Sam
         checked.set_exception(error)
 
 
-def _pass_on(opening: "Future[Sampler]", request: SampleRequest, outer: "Future[SampleResult]") -> None:
+def _pass_on(opening: "Future[Sampler]", request: SampleRequest, outer: SampleFuture) -> None:
     if outer.cancelled():
         return
     if error := opening.exception():
-        outer.set_exception(error)
+        if outer.set_running_or_notify_cancel():
+            outer.set_exception(error)
         return
-    inner = opening.result().sample(request)
+    try:
+        inner = opening.result().sample(request)
+        outer.follow(inner)
+    except Exception as error:  # noqa: BLE001 -- in a callback nobody would hear of it
+        if outer.set_running_or_notify_cancel():
+            outer.set_exception(error)
+        return
     outer.add_done_callback(lambda done: inner.cancel() if done.cancelled() else None)
     inner.add_done_callback(lambda done: _copy(done, outer))
 
 
 def _copy(inner: "Future[SampleResult]", outer: "Future[SampleResult]") -> None:
-    if inner.cancelled() or outer.cancelled():
+    if inner.cancelled():
         outer.cancel()
+    elif not outer.set_running_or_notify_cancel():
+        return
     elif error := inner.exception():
         outer.set_exception(error)
     else:

@@ -4,12 +4,11 @@ The backend's model is one bias per vocabulary entry: the logprob of a target is
 the tokens before it. It learns by real AdamW, so a training loop against it behaves like one. The sampler's model says
 the prompt over and over. A location like `echo:vocab=100,context=512` sets their sizes.
 
-Shapes: V vocabulary; n prompt tokens, k likeliest tokens.
+Shapes: V vocabulary; n prompt tokens, m = n - 1 those after the first, k likeliest tokens or alternatives.
 """
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -19,10 +18,11 @@ from weaver.backend import BackendFactory, ModelFacts, ModelSource, Pass
 from weaver.errors import CheckpointDamaged, InvalidInput, LossFailed, WeaverError
 from weaver.hookspecs import hookimpl
 from weaver.loss import TARGET_TOKENS
-from weaver.sampler import SamplerFactory
+from weaver.sampler import SampleFuture, SamplerFactory
 from weaver.types import (
     AdamParams,
     Adapter,
+    AdapterRef,
     Array,
     FloatArray,
     ForwardBackwardResult,
@@ -30,11 +30,14 @@ from weaver.types import (
     LoraSpec,
     ModelState,
     OptimizerState,
+    OptimParams,
+    PromptAlternatives,
+    PromptTargets,
     SampledSequence,
     SampleRequest,
     SampleResult,
-    SamplingParams,
     StopReason,
+    TargetLogprobs,
     TopLogprobs,
 )
 
@@ -109,8 +112,10 @@ class EchoBackend:
         loss = -sum(float((lp * weight).sum()) for lp, weight in zip(logprobs, weights, strict=True))
         return ForwardBackwardResult(logprobs, {"loss:sum": loss})
 
-    def optim_step(self, model_id: str, params: AdamParams) -> Mapping[str, float]:
+    def optim_step(self, model_id: str, params: OptimParams) -> Mapping[str, float]:
         """AdamW (Loshchilov & Hutter 2019, algorithm 2)."""
+        if not isinstance(params, AdamParams):
+            raise InvalidInput("the backend 'echo' steps with the optimizer 'adamw' only")
         model = self._models[model_id]
         norm = float(np.linalg.norm(model.gradient_V))
         clip = params.grad_clip_norm / norm if 0 < params.grad_clip_norm < norm else 1.0
@@ -168,8 +173,8 @@ class EchoSampler:
     def __init__(self, source: ModelSource) -> None:
         self._facts = describe(source)
 
-    def sample(self, request: SampleRequest) -> Future[SampleResult]:
-        future: Future[SampleResult] = Future()
+    def sample(self, request: SampleRequest) -> SampleFuture:
+        future = SampleFuture()
         try:
             future.set_result(self._sample(request))
         except WeaverError as error:
@@ -182,12 +187,18 @@ class EchoSampler:
         if request.adapter and not request.adapter.folder.is_dir():
             raise CheckpointDamaged(f"the adapter {request.adapter.adapter_id} has no folder {request.adapter.folder}")
         prompt_n, k = request.prompt_n, request.topk_prompt_logprobs
-        sequence = _continuation(prompt_n, request.params, self._facts.end_token_ids)
+        scored_from = 1 if request.prompt_logprobs_last_n is None else prompt_n.size - request.prompt_logprobs_last_n
+        sequence = _continuation(request, self._facts.end_token_ids)
         return SampleResult(
             sequences=(sequence,) * request.num_samples,
-            prompt_logprobs_n=_certain(prompt_n.size) if request.prompt_logprobs else None,
-            topk_prompt_logprobs=_top(prompt_n, k) if k else None,
+            prompt_logprobs_n=_certain(prompt_n.size, scored_from) if request.prompt_logprobs else None,
+            topk_prompt_logprobs=_top(prompt_n, k, scored_from) if k else None,
+            target_logprobs=_scored(prompt_n, request.prompt_targets) if request.prompt_targets else None,
+            prompt_alternatives=_alternatives(prompt_n, request.prompt_alternatives),
         )
+
+    def publish(self, model_id: str, version: int, adapter: AdapterRef) -> None:
+        """No adapter changes what is said."""
 
     def forget(self, adapter_id: str) -> None:
         """Nothing is kept."""
@@ -196,28 +207,43 @@ class EchoSampler:
         """Nothing runs: a sample is drawn by the time `sample` returns."""
 
 
-def _continuation(prompt_n: IntArray, params: SamplingParams, end_token_ids: tuple[int, ...]) -> SampledSequence:
+def _continuation(request: SampleRequest, end_token_ids: tuple[int, ...]) -> SampledSequence:
+    params, k = request.params, request.topk_sample_logprobs
     stops = end_token_ids if params.stop_token_ids is None else params.stop_token_ids
-    tokens: IntArray = np.resize(prompt_n, params.max_tokens)
+    tokens: IntArray = np.resize(request.prompt_n, params.max_tokens)
     ends = np.flatnonzero(np.isin(tokens, stops))
     length = int(ends[0]) + 1 if ends.size else params.max_tokens
     reason = StopReason.STOP if ends.size else StopReason.LENGTH
-    return SampledSequence(tokens[:length], np.zeros(length, np.float32), reason)
+    top = _top(tokens[:length], k, 0) if k else None
+    return SampledSequence(tokens[:length], np.zeros(length, np.float32), reason, top)
 
 
-def _certain(length: int) -> FloatArray:
+def _certain(length: int, scored_from: int) -> FloatArray:
     logprobs_n = np.zeros(length, np.float32)
-    logprobs_n[:1] = math.nan
+    logprobs_n[:scored_from] = math.nan
     return logprobs_n
 
 
-def _top(prompt_n: IntArray, k: int) -> TopLogprobs:
+def _top(tokens_n: IntArray, k: int, scored_from: int) -> TopLogprobs:
     """One likeliest token, the one that came; there is no second."""
-    token_ids_nk = np.zeros((prompt_n.size, k), np.int32)
-    logprobs_nk = np.full((prompt_n.size, k), math.nan, np.float32)
-    token_ids_nk[1:, 0] = prompt_n[1:]
-    logprobs_nk[1:, 0] = 0.0
+    token_ids_nk = np.zeros((tokens_n.size, k), np.int32)
+    logprobs_nk = np.full((tokens_n.size, k), math.nan, np.float32)
+    token_ids_nk[scored_from:, 0] = tokens_n[scored_from:]
+    logprobs_nk[scored_from:, 0] = 0.0
     return TopLogprobs(token_ids_nk, logprobs_nk)
+
+
+def _scored(prompt_n: IntArray, targets: PromptTargets) -> TargetLogprobs:
+    came_or_not_asked = (targets.tokens_c == prompt_n[targets.rows_c + 1]) | (targets.tokens_c == -1)
+    return TargetLogprobs(targets, np.where(came_or_not_asked, 0.0, -np.inf).astype(np.float32))
+
+
+def _alternatives(prompt_n: IntArray, k: int) -> PromptAlternatives | None:
+    """There are none but the token that came."""
+    if not k:
+        return None
+    tokens_mk = np.repeat(prompt_n[1:, None], k, axis=1)
+    return PromptAlternatives(tokens_mk, np.zeros(tokens_mk.shape, np.float32))
 
 
 @hookimpl

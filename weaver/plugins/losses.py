@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
+from weaver.errors import InvalidInput
 from weaver.hookspecs import hookimpl
 from weaver.loss import ConfigField, Loss, LossInput
+from weaver.plugins.custom_loss import custom, loss_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,6 +24,8 @@ WEIGHTS = LossInput("weights", description="any signed or fractional number per 
 SAMPLED_LOGPROBS = LossInput("logprobs", description="the log probability each target was sampled with")
 ADVANTAGES = LossInput("advantages", description="how much better than expected each target was")
 POLICY_GRADIENT = (SAMPLED_LOGPROBS, ADVANTAGES)
+IN_SEQUENCE = LossInput("sequence_ratio_mask", description="not 0 where a token counts in the sequence's ratio")
+RECORDED = LossInput("logprobs", recorded=True, description="what the server recorded while it sampled the targets")
 
 
 def cross_entropy(logprobs: Tensor, inputs: Inputs, config: Config) -> Tensor:
@@ -53,11 +57,31 @@ def dro(logprobs: Tensor, inputs: Inputs, config: Config) -> Tensor:
     return -(logprobs * inputs["advantages"] - penalty).sum()
 
 
+def gspo(logprobs: Tensor, inputs: Inputs, config: Config) -> Tensor:
+    """-min(s · A, clamp(s) · A): s = exp(mean of lp - q where the mask is not 0), with each token's own gradient."""
+    in_sequence = inputs["sequence_ratio_mask"] != 0
+    if not in_sequence.any():
+        raise InvalidInput("sequence_ratio_mask is 0 everywhere, so the sequence has no ratio")
+    log_ratio = (logprobs.detach() - inputs["logprobs"])[in_sequence].mean()
+    ratio = (log_ratio + logprobs - logprobs.detach()).exp()
+    clipped = ratio.clamp(config["clip_low_threshold"], config["clip_high_threshold"])
+    return -(ratio * inputs["advantages"]).minimum(clipped * inputs["advantages"]).sum()
+
+
+def stable_reinforce(logprobs: Tensor, inputs: Inputs, config: Config) -> Tensor:
+    """-stopgrad(clamp(r)) · lp · A + kl_coeff / 2 · (lp - q)², over the tokens that were sampled."""
+    sampled_logprobs = inputs["logprobs"]
+    log_ratio = (logprobs - sampled_logprobs)[~sampled_logprobs.isnan()]
+    lp, advantages = (array[~sampled_logprobs.isnan()] for array in (logprobs, inputs["advantages"]))
+    ratio = log_ratio.detach().exp().clamp(config["clip_low_threshold"], config["clip_high_threshold"])
+    return (0.5 * config["kl_coeff"] * log_ratio.square() - ratio * lp * advantages).sum()
+
+
 def _ratio(logprobs: Tensor, inputs: Inputs) -> Tensor:
     return (logprobs - inputs["logprobs"]).exp()
 
 
-def _clip(low: float, high: float) -> tuple[ConfigField, ConfigField]:
+def _clip(low: float | None, high: float | None) -> tuple[ConfigField, ConfigField]:
     return (
         ConfigField("clip_low_threshold", low, minimum=0.0, description="the ratio's lower bound"),
         ConfigField("clip_high_threshold", high, minimum=0.0, description="the ratio's upper bound"),
@@ -66,7 +90,7 @@ def _clip(low: float, high: float) -> tuple[ConfigField, ConfigField]:
 
 @hookimpl
 def weaver_losses() -> Iterable[Loss]:
-    """The five losses of Tinker's API that need nothing but logprobs."""
+    """The losses of Tinker's API."""
     yield Loss("cross_entropy", cross_entropy, (WEIGHTS,), description="-lp · weights, for supervised learning")
     yield Loss(
         "importance_sampling",
@@ -98,3 +122,22 @@ def weaver_losses() -> Iterable[Loss]:
         "-(lp · A - beta / 2 · (lp - q)²)",
         "Richemond et al. 2024, arXiv:2405.19107",
     )
+    yield Loss(
+        "gspo",
+        gspo,
+        (*POLICY_GRADIENT, IN_SEQUENCE),
+        _clip(None, None),
+        "-min(s · A, clamp(s) · A) with the sequence's mean ratio s; no default thresholds: they depend on its length",
+        "Zheng et al. 2025, arXiv:2507.18071 (GSPO-token)",
+        target_ranks=(1,),
+    )
+    yield Loss(
+        "stable_reinforce",
+        stable_reinforce,
+        (RECORDED, ADVANTAGES),
+        (*_clip(0.0, 2.0), ConfigField("kl_coeff", 0.01, minimum=0.0, description="the pull towards the sampler")),
+        "-stopgrad(clamp(r)) · lp · A + kl_coeff / 2 · (lp - q)², with the q that the server recorded",
+        "defined in docs/protocol.md",
+        target_ranks=(1,),
+    )
+    yield Loss("custom", custom, description="a function that a client traced, run from its graph", from_graph=loss_of)

@@ -1,7 +1,9 @@
 """The command `weaver`."""
 
 import ipaddress
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import click
 from pydantic import ValidationError
@@ -99,6 +101,41 @@ def _pair(model: str) -> tuple[str, str]:
     if not name or (separator and not location):
         raise InvalidInput(f"--model {model!r} must be NAME or NAME=HUB_ID_OR_FOLDER")
     return name, location or name
+
+
+@weaver.command()
+@click.argument("url", required=False)
+@click.option("--model", help="The base model to check on. Without: the first that the server can train.")
+@click.option("--api-key", default="tml-conformance", envvar="TINKER_API_KEY", help="The key to show the server.")
+@click.option("--only", multiple=True, metavar="NAME", help="A check or a group to run; repeatable.")
+@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the results here.")
+@click.option("--list", "listing", is_flag=True, help="Print the checks instead of running them.")
+def conformance(
+    url: str | None, model: str | None, api_key: str, only: tuple[str, ...], json_file: Path | None, listing: bool
+) -> None:
+    """Check any server that speaks Tinker's protocol, through the installed tinker SDK. Status 1 when a check fails."""
+    command = _conformance()
+    if listing:
+        command.list_checks()
+    elif url is None:
+        raise click.UsageError("give the URL of the server to check, or --list")
+    else:
+        try:
+            passed = command.conformance(url, model=model, api_key=api_key, only=only, json_file=json_file)
+        except command.Unusable as error:
+            raise click.ClickException(str(error)) from error
+        if not passed:
+            raise SystemExit(1)
+
+
+def _conformance() -> ModuleType:
+    """The checks need the vendor's SDK, which nothing else of weaver does."""
+    try:
+        return import_module("weaver.conformance.command")
+    except ModuleNotFoundError as error:
+        if error.name != "tinker":
+            raise
+        raise click.ClickException("the conformance checks run through Tinker's SDK: pip install tinker") from error
 
 
 def main() -> None:

@@ -21,6 +21,7 @@ STATUS: Final[Sequence[tuple[type[Exception], int]]] = (
     (errors.UnknownName, 404),
     (errors.Forgotten, 410),
     (errors.NotAuthenticated, 401),
+    (errors.NotAllowed, 403),
     (errors.UserError, 400),
     (errors.Stopped, 503),
     (errors.ServerError, 500),

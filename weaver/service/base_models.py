@@ -1,22 +1,23 @@
 """The base models a service offers: each with its engine and its sampler, made on first use."""
 
 import threading
-from collections.abc import Callable
 
-from weaver.backend import Backend, ModelFacts, ModelSource
+from weaver.backend import ModelFacts, ModelSource
 from weaver.config import Config
 from weaver.engine import Engine, LazySampler
 from weaver.engine.executor import Executor
 from weaver.errors import InvalidInput
 from weaver.registry import Registry
+from weaver.service.custom_losses import Losses
 from weaver.store import Store
+from weaver.types import AdapterRef
 
 
 class BaseModels:
     """Looks a base model up by the name clients use. Every method may be called from any thread."""
 
-    def __init__(self, config: Config, registry: Registry, store: Store) -> None:
-        self._config, self._registry, self._store = config, registry, store
+    def __init__(self, config: Config, registry: Registry, losses: Losses, store: Store) -> None:
+        self._config, self._losses, self._store = config, losses, store
         self._sources = {source.name: source for source in config.models}
         self._backend, self._sampler = registry.backend(config.backend), registry.sampler(config.sampler)
         self._lock = threading.Lock()
@@ -39,7 +40,7 @@ class BaseModels:
         source = self._source(name)
         with self._lock:
             if name not in self._engines:
-                self._engines[name] = self._new_engine(lambda: self._backend.open(source))
+                self._engines[name] = self._new_engine(source)
             return self._engines[name]
 
     def sampler(self, name: str) -> LazySampler:
@@ -49,20 +50,33 @@ class BaseModels:
                 self._samplers[name] = LazySampler(lambda: self._sampler.open(source))
             return self._samplers[name]
 
+    def forget_adapter(self, base_model: str, adapter_id: str) -> None:
+        """Free what the sampler keeps of an adapter, where there is one."""
+        with self._lock:
+            sampler = self._samplers.get(base_model)
+        if sampler is not None:
+            sampler.forget(adapter_id)
+
     def close(self) -> None:
         with self._lock:
-            for sampler in self._samplers.values():
-                sampler.close()
-            for engine in self._engines.values():
-                engine.close()
+            samplers, engines = list(self._samplers.values()), list(self._engines.values())
+        for sampler in samplers:
+            sampler.close()
+        for engine in engines:  # without the lock: what an engine finishes may be to tell a sampler of newer weights
+            engine.close()
 
     def _source(self, name: str) -> ModelSource:
         if name not in self._sources:
             raise InvalidInput(f"base_model {name!r} is not served here; there are: {', '.join(self._sources)}")
         return self._sources[name]
 
-    def _new_engine(self, open_backend: Callable[[], Backend]) -> Engine:
-        executor = Executor(open_backend, self._registry, self._store, self._config.data_dir)
+    def _new_engine(self, source: ModelSource) -> Engine:
+        def publish(model_id: str, version: int, adapter: AdapterRef) -> None:
+            self.sampler(source.name).publish(model_id, version, adapter)
+
+        executor = Executor(
+            lambda: self._backend.open(source), self._losses, self._store, self._config.data_dir, publish
+        )
         engine = Engine(executor, self._config.gap_seconds)
         engine.start()
         return engine

@@ -12,26 +12,35 @@ import numpy as np
 
 from weaver.backend import ModelFacts
 from weaver.errors import InvalidInput
-from weaver.loss import TARGET_TOKENS, Loss
+from weaver.loss import TARGET_TOKENS, Loss, LossInput
 from weaver.types import (
+    OPTIMIZERS,
     AdamParams,
     Array,
     Datum,
+    DimuonParams,
     ForwardBackward,
     IntArray,
     LoadState,
     LoraSpec,
     Operation,
+    OptimParams,
     OptimStep,
+    PromptTargets,
+    SampleRequest,
     SamplingParams,
+    SaveExternal,
     SaveForSampler,
     SaveState,
 )
 
 MAXIMUM_RANK = 1024
 MAXIMUM_SAMPLES = 16_384
+MAXIMUM_CELLS = 2**27
+"""Of one table in one result: a gibibyte of token ids and logprobs."""
 TTL_SECONDS = (3600, 10 * 365 * 86_400)
-KINDS = ("weights", "sampler_weights")
+KINDS = ("weights", "sampler_weights", "external_weights")
+TARGETS = LossInput(TARGET_TOKENS, "int64")
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 
 
@@ -42,14 +51,19 @@ def check_operation(operation: Operation, facts: ModelFacts, loss: Loss | None) 
             assert loss is not None
             _check_forward_backward(operation, facts, loss)
         case OptimStep(params=params):
-            _check_adam(params)
+            _check_params(params)
         case SaveState(name=name, ttl_seconds=ttl):
             _check_name(name)
-            _check_ttl(ttl)
+            check_ttl(ttl)
         case SaveForSampler(name=name, ttl_seconds=ttl):
             if name is not None:
                 _check_name(name)
-            _check_ttl(ttl)
+            check_ttl(ttl)
+        case SaveExternal(name=name, ttl_seconds=ttl, recipients=recipients):
+            _check_name(name)
+            check_ttl(ttl)
+            if recipients is not None and not recipients:
+                raise InvalidInput("age_encryption_recipients is empty; name one at least, or leave it out")
         case LoadState(path=path):
             check_training_path(path)
 
@@ -69,13 +83,52 @@ def check_prompt(prompt: IntArray, facts: ModelFacts) -> None:
     _check_tokens("prompt", prompt, facts)
 
 
-def check_sampling(num_samples: int, topk_prompt_logprobs: int, facts: ModelFacts) -> None:
-    if not 1 <= num_samples <= MAXIMUM_SAMPLES:
-        raise InvalidInput(f"num_samples is {num_samples}; it must be from 1 to {MAXIMUM_SAMPLES}")
-    if not 0 <= topk_prompt_logprobs <= facts.vocabulary_size:
+def check_sampling(request: SampleRequest, facts: ModelFacts) -> None:
+    """How many samples, and what is asked about them and about the prompt."""
+    length, most = len(request.prompt_n), facts.vocabulary_size
+    if not 1 <= request.num_samples <= MAXIMUM_SAMPLES:
+        raise InvalidInput(f"num_samples is {request.num_samples}; it must be from 1 to {MAXIMUM_SAMPLES}")
+    _check_width("topk_prompt_logprobs", request.topk_prompt_logprobs, most, length)
+    _check_width("prompt_alt_tokens_k", request.prompt_alternatives, MAXIMUM_CELLS, length)
+    _check_width(
+        "topk_sample_logprobs", request.topk_sample_logprobs, most, request.num_samples * request.params.max_tokens
+    )
+    if request.prompt_logprobs_last_n is not None:
+        _check_last_n(request.prompt_logprobs_last_n, request, length)
+    if request.prompt_targets is not None:
+        _check_targets(request.prompt_targets, length, facts)
+
+
+def _check_width(name: str, k: int, most: int, rows: int) -> None:
+    if not 0 <= k <= most:
+        raise InvalidInput(f"{name} is {k}; it must be from 0 to {most}")
+    if rows * k > MAXIMUM_CELLS:
+        raise InvalidInput(f"{name} is {k}, for {rows} tokens: together more than {MAXIMUM_CELLS} values; lower it")
+
+
+def _check_last_n(last_n: int, request: SampleRequest, length: int) -> None:
+    if not request.prompt_logprobs:
+        raise InvalidInput("prompt_logprobs_last_n is about prompt_logprobs; set that too")
+    if not 1 <= last_n <= length - 1:
         raise InvalidInput(
-            f"topk_prompt_logprobs is {topk_prompt_logprobs}; it must be from 0 to {facts.vocabulary_size}"
+            f"prompt_logprobs_last_n is {last_n}; for a prompt of {length} tokens it must be from 1 to {length - 1}"
         )
+
+
+def _check_targets(targets: PromptTargets, length: int, facts: ModelFacts) -> None:
+    name = "target_prompt_logprobs"
+    if targets.shape[0] != length - 1:
+        raise InvalidInput(
+            f"{name} has {targets.shape[0]} rows; a prompt of {length} tokens needs {length - 1}: row i is about "
+            "position i + 1"
+        )
+    wrong = (targets.tokens_c < -1) | (targets.tokens_c >= facts.vocabulary_size)
+    if wrong.any():
+        cell = int(np.flatnonzero(wrong)[0])
+        place = [int(targets.rows_c[cell]), int(targets.columns_c[cell])]
+        raise InvalidInput(f"{name}{place} is {int(targets.tokens_c[cell])}; {_vocabulary(facts)}, and -1 asks nothing")
+    if not (targets.tokens_c >= 0).any():
+        raise InvalidInput(f"{name} names no token; leave it out, or give at least one token id")
 
 
 def check_sampling_params(params: SamplingParams, facts: ModelFacts) -> None:
@@ -128,16 +181,16 @@ def parse_path(path: str) -> tuple[str, str, str]:
     parts = rest.split("/")
     right = scheme == "tinker" and separator and len(parts) == 3
     if not right or parts[1] not in KINDS or not NAME.fullmatch(parts[2]):
-        raise InvalidInput(f"path {path!r} is not of the form tinker://<training run>/<weights|sampler_weights>/<name>")
+        raise InvalidInput(f"path {path!r} is not of the form tinker://<training run>/<{'|'.join(KINDS)}>/<name>")
     return parts[0], parts[1], parts[2]
 
 
 def check_training_path(path: str) -> None:
     """Training starts from what save_state wrote; a sampler's snapshot holds no optimizer."""
-    if parse_path(path)[1] != "weights":
-        raise InvalidInput(
-            f"path {path!r} is a sampler's snapshot; training starts from a path that save_state returned"
-        )
+    kind = parse_path(path)[1]
+    if kind != "weights":
+        what = "a sampler's snapshot" if kind == "sampler_weights" else "an export"
+        raise InvalidInput(f"path {path!r} is {what}; training starts from a path that save_state returned")
 
 
 def _check_forward_backward(operation: ForwardBackward, facts: ModelFacts, loss: Loss) -> None:
@@ -159,32 +212,54 @@ def _check_forward_backward(operation: ForwardBackward, facts: ModelFacts, loss:
 
 def _check_inputs(where: str, datum: Datum, facts: ModelFacts, loss: Loss) -> None:
     inputs = datum.loss_fn_inputs
-    declared = {TARGET_TOKENS: "int64"} | {one.name: one.dtype for one in loss.inputs}
-    for name in declared:
-        if name not in inputs:
+    declared = {one.name: one for one in (*loss.inputs, TARGETS)}
+    for name, one in declared.items():
+        if name not in inputs and not one.recorded:
             raise InvalidInput(f"{where}.loss_fn_inputs lacks {name!r}, which the loss {loss.name!r} reads")
     for name, array in inputs.items():
         field = f"{where}.loss_fn_inputs[{name!r}]"
-        if name not in declared:
+        if name in declared:
+            _check_input(field, array, declared[name], datum, loss)
+        elif not loss.carries_others:
             reads = ", ".join(sorted(declared))
             raise InvalidInput(f"{field} is not read by the loss {loss.name!r}; it reads {reads}. Leave it out.")
-        if array.dtype != declared[name]:
-            raise InvalidInput(f"{field} has dtype {array.dtype}; the loss {loss.name!r} needs {declared[name]}")
-        _check_shape(field, array, inputs[TARGET_TOKENS], len(datum.tokens_T))
-        if array.dtype == np.float32 and not np.isfinite(array).all():
-            place = tuple(int(axis) for axis in np.argwhere(~np.isfinite(array))[0])
-            raise InvalidInput(f"{field} is {array[place]} at {list(place)}; every value must be finite")
     _check_tokens(f"{where}.loss_fn_inputs[{TARGET_TOKENS!r}]", inputs[TARGET_TOKENS], facts)
 
 
-def _check_shape(field: str, array: Array, targets: Array, length: int) -> None:
+def _check_input(field: str, array: Array, declared: LossInput, datum: Datum, loss: Loss) -> None:
+    if declared.dtype not in ("any", array.dtype.name):
+        raise InvalidInput(f"{field} has dtype {array.dtype}; the loss {loss.name!r} needs {declared.dtype}")
+    targets, length = datum.loss_fn_inputs[TARGET_TOKENS], len(datum.tokens_T)
     if targets.ndim not in (1, 2) or targets.shape[0] != length or targets.size == 0:
         raise InvalidInput(
             f"target_tokens of {field} has shape {targets.shape}; the model input has {length} tokens, so it must be "
             f"({length},) or ({length}, K)"
         )
-    if array.shape != targets.shape:
-        raise InvalidInput(f"{field} has shape {array.shape}; it must be that of target_tokens, {targets.shape}")
+    if targets.ndim not in loss.target_ranks:
+        wanted = " or ".join(("", f"({length},)", f"({length}, K)")[rank] for rank in loss.target_ranks)
+        raise InvalidInput(
+            f"target_tokens of {field} has shape {targets.shape}; the loss {loss.name!r} works on {wanted} only"
+        )
+    _check_shape(field, array, declared, targets)
+    if array.dtype == np.float32 and not np.isfinite(array).all():
+        place = tuple(int(axis) for axis in np.argwhere(~np.isfinite(array))[0])
+        raise InvalidInput(f"{field} is {array[place]} at {list(place)}; every value must be finite")
+
+
+def _check_shape(field: str, array: Array, declared: LossInput, targets: Array) -> None:
+    length = targets.shape[0]
+    match declared.shape:
+        case "target":
+            right, wanted = array.shape == targets.shape, f"that of target_tokens, {targets.shape}"
+        case "token":
+            right, wanted = array.shape == (length,), f"({length},), one value for each token of the model input"
+        case "table":
+            right = array.ndim == 2 and array.shape[0] == length and array.size > 0
+            wanted = f"({length}, K), one row for each token of the model input"
+        case "scalar":
+            right, wanted = array.ndim <= 1 and array.size == 1, "that of one number"
+    if not right:
+        raise InvalidInput(f"{field} has shape {array.shape}; it must be {wanted}")
 
 
 def _check_tokens(field: str, tokens: Array, facts: ModelFacts) -> None:
@@ -198,8 +273,36 @@ def _vocabulary(facts: ModelFacts) -> str:
     return f"token ids of {facts.name!r} go from 0 to {facts.vocabulary_size - 1}"
 
 
-def _check_adam(params: AdamParams) -> None:
-    ranges = {
+def check_optimizer(params: OptimParams, optimizer: str) -> None:
+    """A model's optimizer is settled when it is created."""
+    if not isinstance(params, OPTIMIZERS[optimizer]):
+        [given] = [kind for kind, of_kind in OPTIMIZERS.items() if isinstance(params, of_kind)]
+        raise InvalidInput(
+            f"the parameters of this step are for the optimizer {given!r}, but the model was created with {optimizer!r}"
+        )
+
+
+def _check_params(params: OptimParams) -> None:
+    match params:
+        case AdamParams():
+            name, ranges = "adam_params", _adam_ranges(params)
+        case DimuonParams():
+            name, ranges = "optimizer_params", _dimuon_ranges(params)
+    for field, (right, wanted) in ranges.items():
+        if not right:
+            raise InvalidInput(f"{name}.{field} is {getattr(params, field)}; it must be finite and {wanted}")
+
+
+def _dimuon_ranges(params: DimuonParams) -> Mapping[str, tuple[bool, str]]:
+    return {
+        "learning_rate": (0 <= params.learning_rate < math.inf, "0 or more"),
+        "beta1": (0 <= params.beta1 < 1, "at least 0 and below 1"),
+        "grad_clip_norm": (math.isfinite(params.grad_clip_norm), "a number; 0 and below mean off"),
+    }
+
+
+def _adam_ranges(params: AdamParams) -> Mapping[str, tuple[bool, str]]:
+    return {
         "learning_rate": (0 <= params.learning_rate < math.inf, "0 or more"),
         "beta1": (0 <= params.beta1 < 1, "at least 0 and below 1"),
         "beta2": (0 <= params.beta2 < 1, "at least 0 and below 1"),
@@ -207,9 +310,6 @@ def _check_adam(params: AdamParams) -> None:
         "weight_decay": (0 <= params.weight_decay < math.inf, "0 or more"),
         "grad_clip_norm": (0 <= params.grad_clip_norm < math.inf, "0 (off) or more"),
     }
-    for name, (right, wanted) in ranges.items():
-        if not right:
-            raise InvalidInput(f"adam_params.{name} is {getattr(params, name)}; it must be finite and {wanted}")
 
 
 def _check_name(name: str) -> None:
@@ -219,7 +319,7 @@ def _check_name(name: str) -> None:
         )
 
 
-def _check_ttl(ttl_seconds: int | None) -> None:
+def check_ttl(ttl_seconds: int | None) -> None:
     low, high = TTL_SECONDS
     if ttl_seconds is not None and not low <= ttl_seconds <= high:
         raise InvalidInput(f"ttl_seconds is {ttl_seconds}; it must be from {low} (an hour) to {high} (ten years)")

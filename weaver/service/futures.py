@@ -2,12 +2,12 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
-from weaver.errors import Forgotten
+from weaver.errors import Forgotten, InvalidInput
 
 SWEEP_SECONDS = 10.0
 
@@ -16,6 +16,8 @@ SWEEP_SECONDS = 10.0
 class _Kept:
     future: "Future[Any]"
     added: float
+    cancellable: bool
+    waits_for: Callable[[], str | None]
     asked: float | None = None
 
 
@@ -30,10 +32,18 @@ class FutureTable:
         self._lock = threading.Lock()
         self._swept = clock()
 
-    def add(self, request_id: str, future: "Future[Any]") -> None:
+    def add(
+        self,
+        request_id: str,
+        future: "Future[Any]",
+        *,
+        cancellable: bool = False,
+        waits_for: Callable[[], str | None] = lambda: None,
+    ) -> None:
+        """Keep a future. `waits_for` says in plain words what it waits for, or None."""
         with self._lock:
             self._sweep()
-            self._kept[request_id] = _Kept(future, self._clock())
+            self._kept[request_id] = _Kept(future, self._clock(), cancellable, waits_for)
 
     def get(self, request_id: str) -> "Future[Any]":
         """The future of an acknowledged request. Raises Forgotten when it was dropped or never was."""
@@ -46,6 +56,31 @@ class FutureTable:
                 )
             kept.asked = self._clock()
             return kept.future
+
+    def waits_for(self, request_id: str) -> str | None:
+        """What a request that has not settled waits for; None when it runs, will in its turn, or is not here."""
+        with self._lock:
+            kept = self._kept.get(request_id)
+        return None if kept is None or kept.future.done() else kept.waits_for()
+
+    def drop(self, request_ids: Iterable[str]) -> None:
+        """Their client has these results."""
+        with self._lock:
+            for request_id in request_ids:
+                kept = self._kept.get(request_id)
+                if kept is not None and kept.cancellable and kept.future.done():
+                    del self._kept[request_id]
+
+    def cancel(self, request_id: str) -> None:
+        """Stop what nobody waits for any more; a request that is done, or that was never here, needs no stopping.
+        Raises InvalidInput for one that is not cancellable."""
+        with self._lock:
+            kept = self._kept.get(request_id)
+        if kept is None:
+            return
+        if not kept.cancellable:
+            raise InvalidInput(f"request {request_id!r} is no sample: a training operation that was accepted happens")
+        kept.future.cancel()
 
     def _sweep(self) -> None:
         now = self._clock()

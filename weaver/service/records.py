@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
-from weaver.types import LoraSpec
+from weaver.types import ADAMW, LoraSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,14 @@ class SampleTicket:
 
 
 @dataclass(frozen=True, slots=True)
+class Completion:
+    """A sample request has settled: with a result, or with an error or a cancellation."""
+
+    request_id: str
+    succeeded: bool
+
+
+@dataclass(frozen=True, slots=True)
 class ModelInfo:
     """Every effective setting of a training model."""
 
@@ -31,6 +40,7 @@ class ModelInfo:
     architecture: str
     tokenizer_location: str
     lora: LoraSpec
+    optimizer: str = ADAMW
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +66,57 @@ class CheckpointInfo:
     expires: float | None
     size_bytes: int
     user_metadata: Mapping[str, str]
+    public: bool = False
+    optimizer: str = ADAMW
+
+
+@dataclass(frozen=True, slots=True)
+class RunInfo:
+    """A training run: a model that is or was trained, or that a copied checkpoint was given. Times are seconds since
+    the epoch."""
+
+    model_id: str
+    base_model: str
+    lora: LoraSpec
+    last_request: float
+    user_metadata: Mapping[str, str]
+    last_checkpoint: CheckpointInfo | None
+    last_sampler_checkpoint: CheckpointInfo | None
+
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Generic[Item]):
+    """Some of a list, newest first; `total` counts all of it."""
+
+    items: tuple[Item, ...]
+    offset: int
+    limit: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class SessionInfo:
+    """`ended` is None while it lives, then what ended it: a client's `success`, `errored` or `interrupted`, or
+    `expired`; `ended_detail` is the client's own word on it."""
+
+    session_id: str
+    created: float
+    ended: str | None
+    ended_detail: str | None
+    project_id: str | None
+    display_name: str | None
+    user_metadata: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Holdings:
+    """How many checkpoints there are, and their bytes."""
+
+    count: int = 0
+    size_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

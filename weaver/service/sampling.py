@@ -4,6 +4,8 @@ import threading
 import uuid
 from collections import OrderedDict
 from collections.abc import Mapping
+from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +13,35 @@ from weaver.engine.fingerprint import Fingerprint, differences, fingerprint, par
 from weaver.errors import Forgotten, InvalidInput, SequenceRefused
 from weaver.service import door
 from weaver.service.base_models import BaseModels
+from weaver.service.completions import Completions, client_of
 from weaver.service.futures import FutureTable
-from weaver.service.records import CheckpointInfo, SamplerInfo, SampleTicket
+from weaver.service.meter import Meter
+from weaver.service.recorded import RecordedSequences
+from weaver.service.records import CheckpointInfo, Completion, SamplerInfo, SampleTicket
 from weaver.store import Row, Store
-from weaver.types import AdapterRef, IntArray, SampleRequest, SamplingParams
+from weaver.types import AdapterRef, Inflight, IntArray, SampleRequest, SampleResult, SamplingParams
 
 REMEMBERED = 100_000
 """How many past sample requests can still be repeated."""
+
+_NOT_SAMPLED = {"weights": "a training state", "external_weights": "an export"}
 
 
 class SamplingSessions:
     """A session samples from one base model or one immutable adapter; rows in the store outlive a restart."""
 
-    def __init__(self, base_models: BaseModels, store: Store, futures: FutureTable, data_dir: Path) -> None:
+    def __init__(
+        self,
+        base_models: BaseModels,
+        store: Store,
+        futures: FutureTable,
+        recorded: RecordedSequences,
+        meter: Meter,
+        data_dir: Path,
+    ) -> None:
         self._base_models, self._store, self._futures, self._data_dir = base_models, store, futures, data_dir
+        self._recorded, self._meter = recorded, meter
+        self.completions = Completions()
         self._lock = threading.Lock()
         self._created: dict[tuple[str, int], tuple[Fingerprint, str]] = {}
         self._seen: OrderedDict[tuple[str, int], tuple[Fingerprint, SampleTicket]] = OrderedDict()
@@ -51,6 +68,18 @@ class SamplingSessions:
         row = self._row(sampling_session_id)
         return SamplerInfo(sampling_session_id, row["base_model"], row["model_path"])
 
+    def join(self, sampling_session_id: str) -> int:
+        """A number for one more client of the sampling session, unique among them."""
+        self._row(sampling_session_id)
+        return self._store.add_clone(sampling_session_id)
+
+    def settled(
+        self, sampling_session_id: str, clone: int, cursor: int
+    ) -> "tuple[list[Completion], int, Future[None]]":
+        """The requests of one client that settled since the cursor, the new cursor, and what settles with the next."""
+        self._row(sampling_session_id)
+        return self.completions.after((sampling_session_id, clone), cursor)
+
     def sample(
         self,
         sampling_session_id: str,
@@ -59,24 +88,25 @@ class SamplingSessions:
         prompt: IntArray,
         num_samples: int,
         max_tokens: int | None,
-        prompt_logprobs: bool,
-        topk_prompt_logprobs: int,
+        questions: Mapping[str, Any],
         options: Mapping[str, Any],
+        record: bool,
     ) -> SampleTicket:
         """Queue a request, or find the ticket of the first one for an exact repeat."""
         row = self._row(sampling_session_id)
         facts = self._base_models.facts(row["base_model"])
         door.check_prompt(prompt, facts)
-        door.check_sampling(num_samples, topk_prompt_logprobs, facts)
         params = SamplingParams(door.effective_max_tokens(max_tokens, len(prompt), facts), **options)
         door.check_sampling_params(params, facts)
-        adapter = None if row["folder"] is None else AdapterRef(row["adapter_id"], self._data_dir / row["folder"])
-        request = SampleRequest(prompt, num_samples, params, adapter, prompt_logprobs, topk_prompt_logprobs)
+        adapter, inflight = self._weights(row)
+        request = SampleRequest(prompt, num_samples, params, adapter, inflight=inflight, **questions)
+        door.check_sampling(request, facts)
         with self._lock:
-            return self._queue((sampling_session_id, seq_id), row["base_model"], request)
+            return self._queue((sampling_session_id, seq_id), row, request, record)
 
     def end_session(self, session_id: str) -> None:
         """Free the nameless snapshots of a session."""
+        self.completions.forget_session(session_id)
         with self._lock:
             for key in [key for key in self._created if key[0] == session_id]:
                 del self._created[key]
@@ -84,8 +114,9 @@ class SamplingSessions:
             if row["adapter_id"] is not None and row["model_path"] is None:
                 self._base_models.sampler(row["base_model"]).forget(row["adapter_id"])
 
-    def _queue(self, key: tuple[str, int], base_model: str, request: SampleRequest) -> SampleTicket:
-        asked = fingerprint(**parts_of(request))
+    def _queue(self, key: tuple[str, int], row: Row, request: SampleRequest, record: bool) -> SampleTicket:
+        parts = parts_of(replace(request, adapter=None, inflight=None))  # these may be newer when it is repeated
+        asked = fingerprint(**parts, record_stability_info=record)
         if key in self._seen:
             first_asked, first = self._seen[key]
             if first_asked != asked:
@@ -94,14 +125,29 @@ class SamplingSessions:
                     f"{differences(first_asked, asked)}; a retry must repeat the request exactly"
                 )
             return first
-        future = self._base_models.sampler(base_model).sample(request)
+        sampled = self._base_models.sampler(row["base_model"]).sample(request)
         request_id = uuid.uuid4().hex
         ticket = SampleTicket(request_id, tuple(f"{request_id}:{index}" for index in range(request.num_samples)))
-        self._futures.add(request_id, future)
+        future: Future[SampleResult] = sampled
+        if record:
+            future = self._recorded.recorded(sampled, row["session_id"], ticket.sequence_ids)
+        self._futures.add(request_id, future, cancellable=True, waits_for=sampled.waits_for)
+        self._meter.sampling(key, request, future)
+        self.completions.watch(client_of(*key), request_id, future)
         self._seen[key] = (asked, ticket)
         if len(self._seen) > REMEMBERED:
             self._seen.popitem(last=False)
         return ticket
+
+    def _weights(self, row: Row) -> tuple[AdapterRef | None, Inflight | None]:
+        """What a request of the sampling session begins with, and whose newer weights it follows."""
+        if row["folder"] is None:
+            return None, None
+        newest = self._store.newest_inflight(row["sampling_session_id"])
+        if newest is None:
+            return AdapterRef(row["adapter_id"], self._data_dir / row["folder"]), None
+        inflight = Inflight(newest["model_id"], newest["version"], row["sampling_session_id"])
+        return AdapterRef(newest["adapter_id"], self._data_dir / newest["folder"]), inflight
 
     def _add(self, session_id: str, sampler_id: str, base_model: str, saved: CheckpointInfo | None) -> None:
         row = None if saved is None else self._store.checkpoint(saved.path)
@@ -129,7 +175,8 @@ def _base_model_name(base_model: str | None, saved: CheckpointInfo | None) -> st
         return base_model
     if saved.kind != "sampler_weights":
         raise InvalidInput(
-            f"model_path {saved.path!r} is a training state; sample from a path that save_weights_for_sampler returned"
+            f"model_path {saved.path!r} is {_NOT_SAMPLED[saved.kind]}; sample from a path that "
+            "save_weights_for_sampler returned"
         )
     if base_model not in (None, saved.base_model):
         raise InvalidInput(f"base_model is {base_model!r}, but {saved.path!r} was trained on {saved.base_model!r}")

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from weaver.types.data import FloatArray
-from weaver.types.operations import LoraSpec
+from weaver.types.operations import ADAMW, LoraSpec
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -20,10 +20,12 @@ class Adapter:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class OptimizerState:
-    """AdamW's state: `step` counts applied steps; tensors are named `<adapter tensor>.exp_avg` and `.exp_avg_sq`."""
+    """`step` counts applied steps. Tensors are named `<adapter tensor>.exp_avg` and `.exp_avg_sq` for AdamW,
+    `.momentum_buffer` for Dimuon; before the first step there are none, and `kind` says nothing."""
 
     step: int
     tensors: Mapping[str, FloatArray]
+    kind: str = ADAMW
 
 
 @dataclass(frozen=True, slots=True, eq=False)

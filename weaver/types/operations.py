@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 from weaver.types.data import Datum
 
@@ -41,11 +42,33 @@ class AdamParams:
 
 
 @dataclass(frozen=True, slots=True)
+class DimuonParams:
+    """One step of Muon on each of the two factors of every LoRA pair; docs/protocol.md has the formula.
+
+    The learning rate multiplies a direction whose Frobenius norm is about the root of the rank. `grad_clip_norm` bounds
+    the global L2 norm of this model's gradients; at 0 and below clipping is off.
+    """
+
+    learning_rate: float
+    grad_clip_norm: float = 0.0
+    beta1: float = 0.9
+
+
+OptimParams = AdamParams | DimuonParams
+
+ADAMW: Final = "adamw"
+DIMUON: Final = "dimuon"
+OPTIMIZERS: Final = {ADAMW: AdamParams, DIMUON: DimuonParams}
+"""By the name that a model is created with: the parameters its steps take."""
+
+
+@dataclass(frozen=True, slots=True)
 class CreateModel:
     """Make a new adapter on `base_model`; its weights follow from the spec and its seed alone."""
 
     base_model: str
     lora: LoraSpec
+    optimizer_kind: str = ADAMW
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,7 +85,7 @@ class ForwardBackward:
 class OptimStep:
     """Apply the accumulated gradients once, then clear them."""
 
-    params: AdamParams
+    params: OptimParams
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +103,24 @@ class SaveForSampler:
     """Make an immutable snapshot of the adapter for sampling.
 
     With a `name` it is kept under `tinker://<model>/sampler_weights/<name>`; without, it lives as long as its session
-    and the result is the id of a sampling session.
+    and the result is the id of a sampling session. With `inflight` (and no name) all inflight sampling sessions of the
+    model, those that are there already and the new one, sample from it from now on.
     """
 
     name: str | None = None
     ttl_seconds: int | None = None
+    user_metadata: Mapping[str, str] = field(default_factory=dict)
+    inflight: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SaveExternal:
+    """Write the adapter for the world outside under `tinker://<model>/external_weights/<name>`: PEFT's files, each
+    encrypted to `recipients` (public keys of the format age) where they are given."""
+
+    name: str
+    ttl_seconds: int | None = None
+    recipients: tuple[str, ...] | None = None
     user_metadata: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -104,6 +140,9 @@ class CreateFromState:
     lora: LoraSpec
     path: str
     optimizer: bool
+    optimizer_kind: str = ADAMW
 
 
-Operation = CreateModel | CreateFromState | ForwardBackward | OptimStep | SaveState | SaveForSampler | LoadState
+Operation = (
+    CreateModel | CreateFromState | ForwardBackward | OptimStep | SaveState | SaveForSampler | SaveExternal | LoadState
+)

@@ -44,4 +44,13 @@ class SamplerReady:
     sampling_session_id: str
 
 
-Result = ForwardBackwardResult | OptimStepResult | ModelCreated | StateSaved | StateLoaded | SamplerReady
+@dataclass(frozen=True, slots=True)
+class CustomLossCreated:
+    """`loss_id` names the loss in passes of the same session."""
+
+    loss_id: str
+
+
+Result = (
+    ForwardBackwardResult | OptimStepResult | ModelCreated | StateSaved | StateLoaded | SamplerReady | CustomLossCreated
+)

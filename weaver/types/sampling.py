@@ -1,4 +1,8 @@
-"""What a client can ask of a sampler, and what it gets. n is the prompt's length, V the vocabulary."""
+"""What a client can ask of a sampler, and what it gets.
+
+Shapes: n the prompt's length, m = n - 1 its positions that something comes before, T drawn tokens, k likeliest tokens
+or alternatives, c cells of a table.
+"""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -36,9 +40,41 @@ class AdapterRef:
     folder: Path
 
 
+@dataclass(frozen=True, slots=True)
+class Inflight:
+    """Makes a request follow the weights of a model while they are trained.
+
+    It begins with its `adapter`, which is that `version` of them, or with a newer one; when a newer version is
+    published it goes on with that from its next token, on the keys and values it has. Those are shared with other
+    requests of the same `session_id` and with no others: a new session never meets any that older weights computed.
+    """
+
+    model_id: str
+    version: int
+    session_id: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PromptTargets:
+    """Tokens whose logprobs at the prompt's positions are asked for: a table of m rows, row i about position i + 1.
+
+    Its cells in row order; those it does not list, and those that hold -1, ask for nothing. A dense table lists all.
+    """
+
+    shape: tuple[int, int]
+    rows_c: IntArray
+    columns_c: IntArray
+    tokens_c: IntArray
+    is_sparse: bool = False
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class SampleRequest:
-    """Draw `num_samples` continuations of one prompt with the base model (`adapter` None) or an adapter."""
+    """Draw `num_samples` continuations of one prompt with the base model (`adapter` None) or an adapter.
+
+    `prompt_logprobs_last_n` keeps `prompt_logprobs` and `topk_prompt_logprobs` to the last tokens of the prompt.
+    `prompt_alternatives` draws that many tokens at every position of the prompt but the first.
+    """
 
     prompt_n: IntArray
     num_samples: int
@@ -46,6 +82,11 @@ class SampleRequest:
     adapter: AdapterRef | None = None
     prompt_logprobs: bool = False
     topk_prompt_logprobs: int = 0
+    prompt_logprobs_last_n: int | None = None
+    prompt_targets: PromptTargets | None = None
+    prompt_alternatives: int = 0
+    topk_sample_logprobs: int = 0
+    inflight: Inflight | None = None
 
 
 class StopReason(StrEnum):
@@ -54,27 +95,51 @@ class StopReason(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class SampledSequence:
-    """`logprobs` are of the drawn tokens under the distribution they were drawn from (after temperature, top_k and
-    top_p); at temperature 0 they are the model's own."""
-
-    tokens: IntArray
-    logprobs: FloatArray
-    stop_reason: StopReason
-
-
-@dataclass(frozen=True, slots=True, eq=False)
 class TopLogprobs:
-    """The k likeliest tokens per prompt position, best first. Row 0 has no distribution: token 0, logprob NaN."""
+    """The k likeliest tokens per position, best first. A cell that holds nothing has the logprob NaN: in the rows of
+    prompt tokens that were not scored, and where fewer than k tokens can come."""
 
     token_ids_nk: NDArray[np.int32]
     logprobs_nk: FloatArray
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class SampledSequence:
+    """`logprobs` are of the drawn tokens under the distribution they were drawn from (after temperature, top_k and
+    top_p); at temperature 0 they are the model's own. `top_logprobs` are of the same distributions, one row each."""
+
+    tokens: IntArray
+    logprobs: FloatArray
+    stop_reason: StopReason
+    top_logprobs: TopLogprobs | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TargetLogprobs:
+    """A logprob for each cell of the table asked for; 0 where a cell asked for nothing. Unscaled."""
+
+    targets: PromptTargets
+    logprobs_c: FloatArray
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PromptAlternatives:
+    """Tokens that could have stood in the prompt: row i has k draws, independent and with replacement, for position
+    i + 1, at the request's temperature (0: the likeliest, k times). Their logprobs are the model's own, unscaled."""
+
+    tokens_mk: IntArray
+    logprobs_mk: FloatArray
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class SampleResult:
-    """`prompt_logprobs_n` has length n; its first entry is NaN, for nothing predicts the first token. Unscaled."""
+    """`prompt_logprobs_n` has length n; NaN where nothing was asked, and for the first token, which nothing predicts.
+    Unscaled. `cached_prompt_tokens`: how many of the prompt's tokens this request did not have to compute because
+    their keys and values were there already, whatever the number of samples."""
 
     sequences: tuple[SampledSequence, ...]
     prompt_logprobs_n: FloatArray | None = None
     topk_prompt_logprobs: TopLogprobs | None = None
+    target_logprobs: TargetLogprobs | None = None
+    prompt_alternatives: PromptAlternatives | None = None
+    cached_prompt_tokens: int = 0

@@ -9,8 +9,18 @@ import numpy as np
 
 from weaver.compat.tinker import messages
 from weaver.compat.tinker.messages import DType
-from weaver.service.records import CheckpointInfo, ModelInfo, SamplerInfo, SampleTicket, SupportedModel, Ticket
+from weaver.service.records import (
+    CheckpointInfo,
+    Completion,
+    ModelInfo,
+    SamplerInfo,
+    SampleTicket,
+    SupportedModel,
+    Ticket,
+)
 from weaver.types import (
+    DIMUON,
+    CustomLossCreated,
     FloatArray,
     ForwardBackwardResult,
     LoraSpec,
@@ -22,6 +32,7 @@ from weaver.types import (
     StateLoaded,
     StateSaved,
     StopReason,
+    TargetLogprobs,
     TopLogprobs,
 )
 
@@ -31,6 +42,7 @@ Json = dict[str, Any]
 _EMPTY_TOKEN: Final = 0
 _EMPTY_LOGPROB: Final = -99999.0
 
+_LITTLE: Final = {DType.FLOAT32: "<f4", DType.INT64: "<i8"}
 _RECORD_TYPE: Final = "ArrayRecord"
 _STOP_REASONS: Final = {StopReason.STOP: messages.StopReason.STOP, StopReason.LENGTH: messages.StopReason.LENGTH}
 
@@ -62,15 +74,23 @@ def sample_response(result: SampleResult) -> bytes:
         response.prompt_logprobs = _bytes(result.prompt_logprobs_n, "<f4")
     if result.topk_prompt_logprobs is not None:
         response.topk_prompt_logprobs.CopyFrom(_topk(result.topk_prompt_logprobs))
+    if result.target_logprobs is not None:
+        response.target_prompt_logprobs.CopyFrom(_target_logprobs(result.target_logprobs))
+    if result.prompt_alternatives is not None:
+        response.prompt_alt_tokens.tokens.CopyFrom(_dense(result.prompt_alternatives.tokens_mk, DType.INT64))
+        response.prompt_alt_tokens.logprobs.CopyFrom(_dense(result.prompt_alternatives.logprobs_mk, DType.FLOAT32))
+    response.prompt_cache_hit_tokens = result.cached_prompt_tokens
     return bytes(response.SerializeToString())
 
 
 def _add_sequence(response: Any, sequence: SampledSequence) -> None:
-    response.sequences.add(
+    added = response.sequences.add(
         stop_reason=_STOP_REASONS[sequence.stop_reason],
         tokens=_bytes(sequence.tokens, "<i4"),
         logprobs=_bytes(sequence.logprobs, "<f4"),
     )
+    if sequence.top_logprobs is not None:
+        added.topk_sampled_logprobs.CopyFrom(_topk(sequence.top_logprobs))
 
 
 def _topk(table: TopLogprobs) -> Any:
@@ -84,11 +104,34 @@ def _topk(table: TopLogprobs) -> Any:
     )
 
 
+def _target_logprobs(result: TargetLogprobs) -> Any:
+    """In the layout in which the targets were given."""
+    targets = result.targets
+    if not targets.is_sparse:
+        return _dense(result.logprobs_c.reshape(targets.shape), DType.FLOAT32)
+    starts = np.searchsorted(targets.rows_c, np.arange(targets.shape[0] + 1))
+    return messages.Tensor(
+        sparse_csr=messages.SparseCsr(
+            values=_bytes(result.logprobs_c, "<f4"),
+            crow_indices=_bytes(starts, "<i8"),
+            col_indices=_bytes(targets.columns_c, "<i8"),
+        ),
+        dtype=DType.FLOAT32,
+        shape=targets.shape,
+    )
+
+
+def _dense(array: Any, dtype: DType) -> Any:
+    return messages.Tensor(dense=_bytes(array, _LITTLE[dtype]), dtype=dtype, shape=array.shape)
+
+
 def _bytes(array: Any, dtype: str) -> bytes:
     return bytes(np.ascontiguousarray(array, dtype).tobytes())
 
 
-def result_json(result: OptimStepResult | ModelCreated | StateSaved | StateLoaded | SamplerReady) -> Json:
+def result_json(
+    result: OptimStepResult | ModelCreated | StateSaved | StateLoaded | SamplerReady | CustomLossCreated,
+) -> Json:
     """The JSON of every result that is not protobuf. None has a key `error`, `status` or `type`: those mean failure or
     "ask again" to a client that polls."""
     match result:
@@ -102,6 +145,8 @@ def result_json(result: OptimStepResult | ModelCreated | StateSaved | StateLoade
             return {"model_id": model_id, "path": path}
         case SamplerReady(sampling_session_id=sampling_session_id):
             return {"sampling_session_id": sampling_session_id}
+        case CustomLossCreated(loss_id=loss_id):
+            return {"loss_id": loss_id}
 
 
 def _json_numbers(numbers: Mapping[str, float]) -> dict[str, float | str]:
@@ -121,6 +166,19 @@ def sample_promise(ticket: SampleTicket) -> Json:
     return {"request_id": ticket.request_id, "sample_sequence_ids": list(ticket.sequence_ids)}
 
 
+def still_waiting(request_id: str, reason: str | None) -> Json:
+    """For a poll that ended first. The SDK tells its user why a request is paused, if it stays so."""
+    if reason is None:
+        return {"detail": f"{request_id} runs, or will in its turn", "queue_state": "active"}
+    told = {"queue_state": "paused_capacity", "queue_state_reason": reason}
+    return {"detail": f"{request_id} waits: {reason}"} | told
+
+
+def completions(settled: Iterable[Completion], cursor: int) -> Json:
+    states = [{"request_id": each.request_id, "state": "finished" if each.succeeded else "failed"} for each in settled]
+    return {"completions": states, "cursor": cursor}
+
+
 def model_info(info: ModelInfo) -> Json:
     return {
         "type": "get_info",
@@ -131,7 +189,7 @@ def model_info(info: ModelInfo) -> Json:
             "model_name": info.base_model,
             "tokenizer_id": info.tokenizer_location,
         },
-        "optimizer_config": {"type": "adamw"},
+        "optimizer_config": _optimizer_config(info.optimizer),
         "is_lora": True,
         "lora_rank": info.lora.rank,
         "lora_config": {"rank": info.lora.rank, "alpha": info.lora.alpha, "seed": info.lora.seed} | _trained(info.lora),
@@ -143,8 +201,12 @@ def weights_info(info: CheckpointInfo) -> Json:
         "base_model": info.base_model,
         "is_lora": True,
         "lora_rank": info.lora.rank,
-        "optimizer_config": {"type": "adamw"},
+        "optimizer_config": _optimizer_config(info.optimizer),
     } | _trained(info.lora)
+
+
+def _optimizer_config(kind: str) -> Json:
+    return {"type": kind} | ({"version": 1} if kind == DIMUON else {})
 
 
 def _trained(lora: LoraSpec) -> Json:

@@ -9,21 +9,25 @@ from google.protobuf.message import DecodeError
 from google.protobuf.unknown_fields import UnknownFieldSet
 
 from weaver.compat.tinker import messages, requests
-from weaver.compat.tinker.tensors import DENSE_LIMIT, decode_tensor, decode_tokens, sparse_size
+from weaver.compat.tinker.tensors import DENSE_LIMIT, decode_tensor, decode_tokens, flat_positions, sparse_size
 from weaver.errors import InvalidInput
 from weaver.types import (
     AdamParams,
     Datum,
+    DimuonParams,
     ForwardBackward,
     IntArray,
     LoadState,
     LoraSpec,
     OptimStep,
+    PromptTargets,
     ProvenanceSpan,
+    SaveExternal,
     SaveForSampler,
     SaveState,
 )
 
+_LARGEST_EXTENT: Final = 2**31  # so that a cell's place in the table fits in 64 bits
 _SPAN_KINDS: Final = {"prompt_tokens": "prompt", "sampled_tokens": "sampled"}
 
 
@@ -144,6 +148,38 @@ def prompt_tokens(prompt: requests.Prompt) -> IntArray:
     return np.array([token for chunk in prompt.chunks for token in chunk.tokens], np.int64)
 
 
+def prompt_targets(tensor: requests.TargetTokens | None) -> PromptTargets | None:
+    """The table of tokens to score; a sparse one stays sparse, however large the shape it declares."""
+    if tensor is None:
+        return None
+    name, shape = "target_prompt_logprobs", tensor.shape or []
+    if len(shape) != 2 or min(shape) < 1 or max(shape) > _LARGEST_EXTENT:
+        raise InvalidInput(f"{name} has shape {shape}; it must be that of a table, [len(prompt) - 1, K]")
+    flat_c = np.arange(len(tensor.data)) if tensor.sparse_crow_indices is None else _sparse_cells(tensor, shape, name)
+    if len(tensor.data) != (math.prod(shape) if tensor.sparse_crow_indices is None else flat_c.size):
+        raise InvalidInput(f"{name} has shape {shape} and {len(tensor.data)} values, which do not fit together")
+    row_c, column_c = np.divmod(flat_c, shape[1])
+    tokens_c = _int64(tensor.data, name)
+    return PromptTargets((shape[0], shape[1]), row_c, column_c, tokens_c, tensor.sparse_crow_indices is not None)
+
+
+def _sparse_cells(tensor: requests.TargetTokens, shape: list[int], name: str) -> IntArray:
+    """Where the values of a sparse table lie in the dense one, in ascending order."""
+    starts = _int64(tensor.sparse_crow_indices or [], f"{name}.sparse_crow_indices")
+    columns = _int64(tensor.sparse_col_indices or [], f"{name}.sparse_col_indices")
+    flat_c = flat_positions(starts, columns, (shape[0], shape[1]), name)
+    if (np.diff(flat_c) < 0).any():
+        raise InvalidInput(f"{name}.sparse_col_indices must ascend within each row")
+    return flat_c
+
+
+def _int64(numbers: list[int], name: str) -> IntArray:
+    try:
+        return np.array(numbers, np.int64)
+    except OverflowError:
+        raise InvalidInput(f"{name} holds a number that does not fit in 64 bits") from None
+
+
 def stop_conditions(stop: list[int] | list[str] | None) -> tuple[tuple[int, ...] | None, tuple[str, ...]]:
     """The stop token ids (None: the model's own end tokens) and the stop strings that a `stop` field asks for.
 
@@ -164,6 +200,9 @@ def lora_spec(config: requests.LoraConfig | None) -> LoraSpec:
 
 
 def optim_step(request: requests.OptimStep) -> OptimStep:
+    if request.optimizer_params is not None:
+        return OptimStep(DimuonParams(**_given(request.optimizer_params)))
+    assert request.adam_params is not None
     return OptimStep(AdamParams(**_given(request.adam_params)))
 
 
@@ -171,8 +210,13 @@ def save_state(request: requests.SaveWeights) -> SaveState:
     return SaveState(request.path, request.overwrite, request.ttl_seconds, request.user_metadata)
 
 
+def save_external(request: requests.SaveWeightsExternal) -> SaveExternal:
+    recipients = request.age_encryption_recipients
+    return SaveExternal(request.path, request.ttl_seconds, None if recipients is None else tuple(recipients))
+
+
 def save_for_sampler(request: requests.SaveWeightsForSampler) -> SaveForSampler:
-    return SaveForSampler(request.path, request.ttl_seconds, request.user_metadata)
+    return SaveForSampler(request.path, request.ttl_seconds, request.user_metadata, request.kind == "inflight")
 
 
 def load_state(request: requests.LoadWeights) -> LoadState:

@@ -119,6 +119,27 @@ class RetrieveFuture(Ignoring):
     allow_metadata_only: bool = False
 
 
+class SamplingSessionTarget(Ignoring):
+    type: Annotated[str, refused("this server waits for sampling sessions only", "sampling_session")]
+    sampling_session_id: str
+    cloned_sampler_id: SequenceNumber = 0
+
+
+class RetrieveFutures(Ignoring):
+    target: SamplingSessionTarget
+    prev_cursor: SequenceNumber = 0
+    timeout: float | None = Field(default=None, ge=0)
+    retrieved_request_ids: list[str] = Field(default_factory=list)
+
+
+class JoinSamplingSession(Ignoring):
+    sampling_session_id: str
+
+
+class CancelFuture(Ignoring):
+    request_id: str
+
+
 class LoraConfig(Computing):
     rank: int
     seed: int | None = None
@@ -128,7 +149,14 @@ class LoraConfig(Computing):
 
 
 class OptimizerConfig(Computing):
-    type: Annotated[str, refused("this server trains with 'adamw' only", "adamw")] = "adamw"
+    type: Annotated[str, refused("this server trains with 'adamw' or 'dimuon'", "adamw", "dimuon")] = "adamw"
+    version: Annotated[int | None, refused("there is a version 1 of 'dimuon' only", 1)] = None
+
+    @model_validator(mode="after")
+    def _version_of_dimuon(self) -> "OptimizerConfig":
+        if self.type != "dimuon" and self.version is not None:
+            raise PydanticCustomError("refused", "has a version, which only the optimizer 'dimuon' has")
+        return self
 
 
 class CreateModel(Computing):
@@ -160,9 +188,28 @@ class ModelOperation(Computing):
     seq_id: SequenceNumber
 
 
+class DimuonParams(Computing):
+    """Absent fields mean Tinker's defaults, which are those of `weaver.types.DimuonParams`."""
+
+    numbers = frozenset({"learning_rate", "grad_clip_norm", "beta1"})
+
+    type: Annotated[str, refused("the parameters of 'adamw' are adam_params", "dimuon")]
+    learning_rate: Annotated[float, BeforeValidator(_check_number)]
+    grad_clip_norm: Number = None
+    beta1: Number = None
+
+
 class OptimStep(ModelOperation):
-    adam_params: AdamParams
-    optimizer_params: Annotated[Any, refused("this server reads adam_params only")] = None
+    """Exactly one of both, as the model's optimizer asks."""
+
+    adam_params: AdamParams | None = None
+    optimizer_params: DimuonParams | None = None
+
+    @model_validator(mode="after")
+    def _one_optimizer(self) -> "OptimStep":
+        if (self.adam_params is None) == (self.optimizer_params is None):
+            raise PydanticCustomError("refused", "one of adam_params and optimizer_params must be given, and not both")
+        return self
 
 
 class SaveWeights(ModelOperation):
@@ -172,12 +219,18 @@ class SaveWeights(ModelOperation):
     user_metadata: Metadata = Field(default_factory=dict)
 
 
+class SaveWeightsExternal(ModelOperation):
+    path: str
+    ttl_seconds: int | None = None
+    age_encryption_recipients: list[str] | None = None
+
+
 class SaveWeightsForSampler(ModelOperation):
     """With a `path` the snapshot is kept under that name; with `sampling_session_seq_id` it is for sampling at once."""
 
     path: str | None = None
     sampling_session_seq_id: SequenceNumber | None = None
-    kind: Annotated[str, refused("this server makes 'snapshot' samplers only", "snapshot")] = "snapshot"
+    kind: Annotated[str, refused("samplers are 'snapshot' or 'inflight'", "snapshot", "inflight")] = "snapshot"
     ttl_seconds: int | None = None
     user_metadata: Metadata = Field(default_factory=dict)
 
@@ -185,6 +238,10 @@ class SaveWeightsForSampler(ModelOperation):
     def _one_purpose(self) -> "SaveWeightsForSampler":
         if (self.path is None) == (self.sampling_session_seq_id is None):
             raise PydanticCustomError("refused", "one of path and sampling_session_seq_id must be given, and not both")
+        if self.kind == "inflight" and self.path is not None:
+            raise PydanticCustomError(
+                "refused", "an inflight sampler changes, so it is not kept under a path: leave it out"
+            )
         return self
 
 
@@ -208,7 +265,7 @@ class LoadNewModel(Computing):
     optimizer: bool
     base_model: str | None = None
     user_metadata: Metadata = Field(default_factory=dict)
-    optimizer_config: OptimizerConfig = OptimizerConfig()
+    optimizer_config: OptimizerConfig | None = None
     weights_access_token: Annotated[Any, _NO_TOKEN] = None
 
 
@@ -238,7 +295,16 @@ class SamplingParams(Computing):
     top_p: Annotated[float, BeforeValidator(_check_number)] = 1.0
 
 
-_NOT_YET = "this server does not compute it"
+class TargetTokens(Computing):
+    """A two-dimensional int64 tensor as JSON: dense, or with both index lists, in compressed sparse rows."""
+
+    data: list[int]
+    dtype: Annotated[str, refused("token ids are int64", "int64")]
+    shape: list[int] | None = None
+    sparse_crow_indices: list[int] | None = None
+    sparse_col_indices: list[int] | None = None
+
+
 _BY_SESSION = "this server samples through sampling_session_id only"
 
 
@@ -250,11 +316,11 @@ class Sample(Computing):
     sampling_params: SamplingParams
     prompt_logprobs: bool = False
     topk_prompt_logprobs: int = 0
-    topk_sample_logprobs: Annotated[int, refused(_NOT_YET, 0)] = 0
-    target_prompt_logprobs: Annotated[Any, refused(_NOT_YET)] = None
-    prompt_alt_tokens_k: Annotated[int, refused(_NOT_YET, 0)] = 0
-    prompt_logprobs_last_n: Annotated[Any, refused(_NOT_YET)] = None
-    record_stability_info: Annotated[bool, refused("this server does not record it", False)] = False
+    topk_sample_logprobs: int = 0
+    target_prompt_logprobs: TargetTokens | None = None
+    prompt_alt_tokens_k: int = 0
+    prompt_logprobs_last_n: int | None = None
+    record_stability_info: bool = False
     base_model: Annotated[Any, refused(_BY_SESSION)] = None
     model_path: Annotated[Any, refused(_BY_SESSION)] = None
 

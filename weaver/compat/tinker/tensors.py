@@ -85,6 +85,12 @@ def _flat_positions(csr: Any, rows: int, columns: int, name: str) -> IntArray:
     """Where each value lies in the row-major dense array."""
     starts = _numbers(csr.crow_indices, np.int64, f"{name}.crow_indices")
     column = _numbers(csr.col_indices, np.int64, f"{name}.col_indices")
+    return flat_positions(starts, column, (rows, columns), name)
+
+
+def flat_positions(starts: IntArray, column: IntArray, shape: tuple[int, int], name: str) -> IntArray:
+    """Where each value of compressed sparse rows lies in the row-major dense array. Raises InvalidInput."""
+    rows, columns = shape
     if starts.size != rows + 1 or starts[0] != 0 or starts[-1] != column.size or (np.diff(starts) < 0).any():
         raise InvalidInput(
             f"{name}.crow_indices must be {rows + 1} ascending row starts, from 0 to the {column.size} of col_indices"

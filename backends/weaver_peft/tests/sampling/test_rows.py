@@ -6,6 +6,7 @@ import pytest
 from weaver_peft.decoding import DecodeLoop
 from weaver_peft.kv_cache import CacheShape
 
+from weaver.sampler import SampleFuture
 from weaver.types import SampleRequest, SamplingParams, StopReason
 
 from .tiny import (
@@ -99,3 +100,24 @@ def test_no_tokens_are_drawn_where_none_are_asked_for(loop):
     assert result.sequences[0].tokens.tolist() == []
     assert result.sequences[0].stop_reason is StopReason.LENGTH
     assert np.isfinite(result.prompt_logprobs_n[1:]).all()
+
+
+def test_a_request_that_waits_knows_why_until_it_begins(base):
+    loop = DecodeLoop(base, replace(LIMITS, rows=2))
+    add(loop, ask(samples=2, max_tokens=2))
+    waiting = SampleFuture(lambda: loop.obstacle)
+    loop.add(ask(seed=1), waiting)
+    loop.step()
+    assert waiting.waits_for() == "2 sequences are being drawn, as many as go at once"
+    finish(loop)
+    assert waiting.begun
+    assert waiting.waits_for() is None
+
+
+def test_a_request_that_waits_for_memory_says_so(base):
+    loop = DecodeLoop(base, replace(LIMITS, cache_bytes=3 << 20))
+    add(loop, ask(length=400, samples=30))
+    loop.step()
+    running, mebibytes = len(loop._running()), loop._bytes(loop._running()) >> 20
+    assert loop.obstacle == f"the cache is full: {running} sequences hold {mebibytes} of 3 MiB"
+    finish(loop)

@@ -23,21 +23,42 @@ async def retrieve_future(request: Request, context: TheContext) -> Response:
     body = requests.parse(requests.RetrieveFuture, await json_object(request))
     future = context.service.future(body.request_id)
     if not await _settled(future, context):
-        return JSONResponse({"detail": f"{body.request_id} still waits or runs", "queue_state": "active"}, 408)
+        return JSONResponse(answers.still_waiting(body.request_id, context.service.waits_for(body.request_id)), 408)
     if future.cancelled():
         raise Forgotten(f"the request {body.request_id} was cancelled")
     error = future.exception()
     return _failure(error) if error else _success(future.result())
 
 
-async def _settled(future: Future[Result | SampleResult], context: ServerContext) -> bool:
+@router.post("/retrieve_futures")
+async def retrieve_futures(request: Request, context: TheContext) -> Response:
+    body = requests.parse(requests.RetrieveFutures, await json_object(request))
+    target, service = body.target, context.service
+    client = (target.sampling_session_id, target.cloned_sampler_id)
+    service.drop_samples(body.retrieved_request_ids)
+    if body.timeout == 0:  # only to tell what was retrieved
+        return JSONResponse(answers.completions((), body.prev_cursor))
+    completions, cursor, more = service.settled_samples(*client, body.prev_cursor)
+    if not completions and await _settled(more, context, body.timeout):
+        completions, cursor, _ = service.settled_samples(*client, body.prev_cursor)
+    return JSONResponse(answers.completions(completions, cursor))
+
+
+@router.post("/cancel_future")
+async def cancel_future(request: Request, context: TheContext) -> Response:
+    context.service.cancel(requests.parse(requests.CancelFuture, await json_object(request)).request_id)
+    return JSONResponse({})
+
+
+async def _settled(future: Future[Any], context: ServerContext, seconds: float | None = None) -> bool:
     """Wait for the future, the end of the poll or of the server. Never cancels: others may wait for the same future."""
     waiter = asyncio.wrap_future(future)
     waiter.add_done_callback(lambda done: done.cancelled() or done.exception())  # seen, so asyncio does not complain
     stop = asyncio.create_task(context.stopping.wait())
     either: set[asyncio.Future[Any]] = {waiter, stop}
     try:
-        await asyncio.wait(either, timeout=context.poll_seconds, return_when=asyncio.FIRST_COMPLETED)
+        timeout = context.poll_seconds if seconds is None else min(seconds, context.poll_seconds)
+        await asyncio.wait(either, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
     finally:
         stop.cancel()
     if context.stopping.is_set() and not future.done():

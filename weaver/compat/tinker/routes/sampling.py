@@ -19,6 +19,12 @@ async def create_sampling_session(request: Request, service: TheService) -> JSON
     return JSONResponse({"sampling_session_id": sampling_session_id})
 
 
+@router.post("/join_sampling_session")
+async def join_sampling_session(request: Request, service: TheService) -> JSONResponse:
+    body = requests.parse(requests.JoinSamplingSession, await json_object(request))
+    return JSONResponse({"client_counter": service.join_sampling_session(body.sampling_session_id)})
+
+
 @router.get("/samplers/{sampler_id:path}")
 async def get_sampler(sampler_id: str, service: TheService) -> JSONResponse:
     return JSONResponse(answers.sampler_info(service.sampler_info(sampler_id)))
@@ -43,5 +49,10 @@ async def asample(request: Request, service: TheService) -> JSONResponse:
         stop_strings=stop_strings,
         prompt_logprobs=body.prompt_logprobs,
         topk_prompt_logprobs=body.topk_prompt_logprobs,
+        prompt_logprobs_last_n=body.prompt_logprobs_last_n,
+        prompt_targets=convert.prompt_targets(body.target_prompt_logprobs),
+        prompt_alternatives=body.prompt_alt_tokens_k,
+        topk_sample_logprobs=body.topk_sample_logprobs,
+        record_stability_info=body.record_stability_info,
     )
     return JSONResponse(answers.sample_promise(ticket))

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
 from weaver.compat.context import TheService
-from weaver.compat.tinker import answers, convert, requests
+from weaver.compat.tinker import answers, convert, custom_losses, requests
 from weaver.compat.tinker.routes.bodies import json_object, read_body
 from weaver.errors import InvalidInput
 from weaver.service import Service, Ticket
@@ -41,7 +41,12 @@ def _submit(
 async def create_model(request: Request, service: TheService) -> JSONResponse:
     body = requests.parse(requests.CreateModel, await json_object(request))
     ticket = service.create_model(
-        body.session_id, body.model_seq_id, body.base_model, convert.lora_spec(body.lora_config), body.user_metadata
+        body.session_id,
+        body.model_seq_id,
+        body.base_model,
+        convert.lora_spec(body.lora_config),
+        body.user_metadata,
+        optimizer_kind=body.optimizer_config.type,
     )
     return JSONResponse(answers.promise(ticket))
 
@@ -65,6 +70,13 @@ async def forward_backward(request: Request, service: TheService) -> JSONRespons
     return JSONResponse(answers.promise(service.submit(message.model_id, message.seq_id, operation)))
 
 
+@router.post("/create_custom_loss")
+async def create_custom_loss(request: Request, service: TheService) -> JSONResponse:
+    body = requests.parse(custom_losses.CreateCustomLoss, await json_object(request))
+    request_id = service.create_custom_loss(body.session_id, body.custom_loss_seq_id, custom_losses.loss_graph(body))
+    return JSONResponse({"request_id": request_id})
+
+
 @router.post("/optim_step")
 async def optim_step(request: Request, service: TheService) -> JSONResponse:
     return _submit(await json_object(request), service, requests.OptimStep, convert.optim_step)
@@ -78,6 +90,11 @@ async def save_weights(request: Request, service: TheService) -> JSONResponse:
 @router.post("/save_weights_for_sampler")
 async def save_weights_for_sampler(request: Request, service: TheService) -> JSONResponse:
     return _submit(await json_object(request), service, requests.SaveWeightsForSampler, convert.save_for_sampler)
+
+
+@router.post("/save_weights_external")
+async def save_weights_external(request: Request, service: TheService) -> JSONResponse:
+    return _submit(await json_object(request), service, requests.SaveWeightsExternal, convert.save_external)
 
 
 @router.post("/load_weights")
@@ -96,6 +113,7 @@ def _load_new_model(raw: dict[str, Any], service: Service) -> JSONResponse:
         body.path,
         base_model=body.base_model,
         optimizer=body.optimizer,
+        optimizer_kind=None if body.optimizer_config is None else body.optimizer_config.type,
         user_metadata=body.user_metadata,
     )
     return JSONResponse(answers.promise(ticket))

@@ -1,0 +1,28 @@
+"""What has to be done from time to time although nobody asks for it."""
+
+import logging
+import threading
+from collections.abc import Callable
+
+log = logging.getLogger(__name__)
+
+
+class Housekeeper:
+    """A thread that calls `tidy` every `seconds` until it is closed."""
+
+    def __init__(self, tidy: Callable[[], None], seconds: float) -> None:
+        self._tidy, self._seconds = tidy, seconds
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="weaver-housekeeper", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._closed.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._closed.wait(self._seconds):
+            try:
+                self._tidy()
+            except Exception:  # a full disk or a busy database now must not keep it from being done later
+                log.exception("tidying up failed; it is tried again in %s seconds", self._seconds)
