@@ -9,7 +9,7 @@ from safetensors.numpy import load_file
 
 from weaver.checkpoints import write_checkpoint
 from weaver.service import Service
-from weaver.types import AdapterRef
+from weaver.types import AdamParams, AdapterRef
 
 
 class Wrapped:
@@ -66,12 +66,133 @@ class DecaysEveryAdapter(Wrapped):
         self._models.discard(model_id)
 
     def optim_step(self, model_id, params):
-        left = 1 - params.learning_rate * params.weight_decay
+        left = 1 - params.learning_rate * (params.weight_decay if isinstance(params, AdamParams) else 0.0)
         for other in self._models - {model_id} if left != 1 else ():
             state = self._inner.export_state(other, optimizer=True)
             tensors = {name: tensor * left for name, tensor in state.adapter.tensors.items()}
             self._inner.import_state(other, replace(state, adapter=replace(state.adapter, tensors=tensors)))
         return self._inner.optim_step(model_id, params)
+
+
+class ClearsGradients(Wrapped):
+    """Every call begins with `zero_grad`."""
+
+    def forward_backward(self, passes):
+        for model_id in {one.model_id for one in passes if one.backward}:
+            self._inner.import_state(model_id, self._inner.export_state(model_id, optimizer=True))
+        return self._inner.forward_backward(passes)
+
+
+class KeepsGradients(Wrapped):
+    """No step ends with `zero_grad`: what was accumulated last comes again."""
+
+    def __init__(self, inner):
+        super().__init__(inner)
+        self._last = {}
+
+    def forward_backward(self, passes):
+        self._last |= {one.model_id: one for one in passes if one.backward}
+        return self._inner.forward_backward(passes)
+
+    def optim_step(self, model_id, given):
+        metrics = self._inner.optim_step(model_id, given)
+        if model_id in self._last:
+            self._inner.forward_backward([self._last[model_id]])
+        return metrics
+
+
+class NoBiasCorrection(Wrapped):
+    """The first moment as it is; a step's rate is the only thing left to say so with."""
+
+    def __init__(self, inner):
+        super().__init__(inner)
+        self._steps = {}
+
+    def optim_step(self, model_id, given):
+        self._steps[model_id] = self._steps.get(model_id, 0) + 1
+        uncorrected = given.learning_rate * (1 - given.beta1 ** self._steps[model_id])
+        return self._inner.optim_step(model_id, replace(given, learning_rate=uncorrected))
+
+
+class RateOfTheFirstStep(Wrapped):
+    """An optimizer that is configured once."""
+
+    def __init__(self, inner):
+        super().__init__(inner)
+        self._rates = {}
+
+    def optim_step(self, model_id, given):
+        rate = self._rates.setdefault(model_id, given.learning_rate)
+        return self._inner.optim_step(model_id, replace(given, learning_rate=rate))
+
+
+class OneModelForAll(Wrapped):
+    """The adapter that was made last trains on everybody's data."""
+
+    def __init__(self, inner):
+        super().__init__(inner)
+        self._models = []
+
+    def create_model(self, model_id, lora):
+        self._models.append(model_id)
+        self._inner.create_model(model_id, lora)
+
+    def drop_model(self, model_id):
+        if model_id in self._models:
+            self._models.remove(model_id)
+        self._inner.drop_model(model_id)
+
+    def forward_backward(self, passes):
+        models = [self._models[-1] if one.backward else one.model_id for one in passes]
+        return self._inner.forward_backward([replace(one, model_id=m) for one, m in zip(passes, models)])
+
+
+class OneAdapter(OneModelForAll):
+    """The adapter that was made last is everybody's, also when it steps."""
+
+    def optim_step(self, model_id, params):
+        return self._inner.optim_step(self._models[-1], params)
+
+
+class SavingClearsGradients(Wrapped):
+    def export_state(self, model_id, *, optimizer):
+        self._inner.import_state(model_id, self._inner.export_state(model_id, optimizer=True))
+        return self._inner.export_state(model_id, optimizer=optimizer)
+
+
+class Mistakes(Wrapped):
+    """Saves states rightly, and loads `which(saved, asked)`."""
+
+    def __init__(self, inner, which):
+        super().__init__(inner)
+        self._saved, self._which = [], which
+
+    def export_state(self, model_id, *, optimizer):
+        self._saved.append(self._inner.export_state(model_id, optimizer=optimizer))
+        return self._saved[-1]
+
+    def import_state(self, model_id, state):
+        self._inner.import_state(model_id, self._which(self._saved, state))
+
+
+class OneSeed(Wrapped):
+    def create_model(self, model_id, lora):
+        self._inner.create_model(model_id, replace(lora, seed=1))
+
+
+class LoadsNothing(Wrapped):
+    def import_state(self, model_id, state):
+        pass
+
+
+class LoadsNoOptimizer(Wrapped):
+    def import_state(self, model_id, state):
+        self._inner.import_state(model_id, replace(state, optimizer=None))
+
+
+class ForgetsTheAdapter(Wrapped):
+    def sample(self, asked):
+        return self._inner.sample(replace(asked, adapter=None))
 
 
 class SharesTheLiveSlot:
@@ -120,8 +241,12 @@ def digest(tensors):
     return hashlib.sha256(b"".join(name.encode() + tensors[name].tobytes() for name in sorted(tensors))).digest()
 
 
-class LosesAPromptLogprob(Wrapped):
-    """n - 1 prompt logprobs, as an engine has them that counts predictions and not tokens."""
+class Tells(Wrapped):
+    """A sampler that tells `change(request, result)` of what it has drawn."""
+
+    def __init__(self, inner, change):
+        super().__init__(inner)
+        self._change = change
 
     def sample(self, request):
         inner = self._inner.sample(request)
@@ -130,14 +255,48 @@ class LosesAPromptLogprob(Wrapped):
         def settle(_):
             if error := inner.exception():
                 outer.set_exception(error)
-                return
-            result = inner.result()
-            if result.prompt_logprobs_n is not None:
-                result = replace(result, prompt_logprobs_n=result.prompt_logprobs_n[1:])
-            outer.set_result(result)
+            else:
+                outer.set_result(self._change(request, inner.result()))
 
         inner.add_done_callback(settle)
         return outer
+
+
+def loses_a_prompt_logprob(sampler):
+    """n - 1 prompt logprobs, as an engine has them that counts predictions and not tokens."""
+
+    def change(_, result):
+        logprobs = result.prompt_logprobs_n
+        return result if logprobs is None else replace(result, prompt_logprobs_n=logprobs[1:])
+
+    return Tells(sampler, change)
+
+
+class TakesTheNewestForTheBase:
+    """Samplers of the base model use whatever was saved last: what is loaded into the model stays there."""
+
+    def __init__(self, folder):
+        self._folder, self._saved = folder, []
+
+    def backend(self, inner):
+        fault = Wrapped(inner)
+
+        def export_state(model_id, *, optimizer):
+            state = inner.export_state(model_id, optimizer=optimizer)
+            folder = self._folder / f"saved-{len(self._saved)}"
+            write_checkpoint(folder, state)
+            self._saved.append(AdapterRef(str(folder), folder))
+            return state
+
+        fault.export_state = export_state
+        return fault
+
+    def sampler(self, inner):
+        fault = Wrapped(inner)
+        fault.sample = lambda request: inner.sample(
+            replace(request, adapter=self._saved[-1]) if request.adapter is None and self._saved else request
+        )
+        return fault
 
 
 class ExecutesRetries(Service):

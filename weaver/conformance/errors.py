@@ -25,7 +25,7 @@ def _refuses(lab: Lab, call: Call, *names: str) -> None:
     """The call fails as a user's mistake with one of `names` in its sentence; a pass and a step then work as ever."""
     with lab.session() as session:
         model = session.model()
-        message = _refusal(lambda: call(model))
+        message = refusal(lambda: call(model))
         require(
             any(name in message for name in names),
             f"the refusal names none of {', '.join(map(repr, names))}: {message[:300]}",
@@ -35,7 +35,8 @@ def _refuses(lab: Lab, call: Call, *names: str) -> None:
     lab.same(found, lab.after(passes(A), plain(lab.rate)), "a pass and a step after the refused call")
 
 
-def _refusal(call: Callable[[], Any]) -> str:
+def refusal(call: Callable[[], Any]) -> str:
+    """What the user is told; Failed where the call is accepted, or refused as anything but the user's mistake."""
     try:
         waited(call())
     except tinker.APIStatusError as error:
@@ -123,7 +124,7 @@ def a_state_that_does_not_exist_is_refused(lab: Lab) -> None:
 def an_unknown_base_model_is_refused(lab: Lab) -> None:
     """Training on a substitute would be found out after the bill."""
     with lab.session() as session:
-        message = _refusal(lambda: session.client.create_lora_training_client("no-such/model", rank=8))
+        message = refusal(lambda: session.client.create_lora_training_client("no-such/model", rank=8))
     require("no-such/model" in message, f"the refusal does not name the model: {message[:300]}")
 
 
@@ -145,7 +146,7 @@ def bad_sampling_is_refused(lab: Lab) -> None:
 
         for name, (tokens, given) in cases.items():
             try:
-                message = _refusal(partial(sample, tokens, given))
+                message = refusal(partial(sample, tokens, given))
             except Failed as failure:
                 raise Failed(f"{name}: {failure}") from None
             require(name in message, f"{given or 'a token beyond the vocabulary'}: the refusal says {message[:200]}")

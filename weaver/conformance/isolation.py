@@ -1,5 +1,6 @@
 """Snapshots never change, and models have nothing of each other."""
 
+import time
 from collections.abc import Callable
 
 import tinker
@@ -7,6 +8,7 @@ import tinker
 from weaver.conformance.checks import require
 from weaver.conformance.lab import (
     SEED,
+    VISIBLE,
     A,
     B,
     Lab,
@@ -20,9 +22,12 @@ from weaver.conformance.lab import (
     submitted,
     waited,
 )
-from weaver.conformance.recipes import Pass, Step, passes, plain
+from weaver.conformance.recipes import Array, Pass, Step, passes, plain
 
 GROUP = "snapshots and isolation"
+
+UPDATE_SECONDS = 5.0
+"""How long a save may take to reach the inflight samplers that are there already."""
 
 PROMPT = tinker.ModelInput.from_ints(list(A.tokens))
 
@@ -102,6 +107,35 @@ def a_nameless_snapshot_never_changes(lab: Lab) -> None:
     _snapshot_stays(lab, lambda _, model: snapshot(model))
 
 
+def inflight_samplers_follow_the_newest_save(lab: Lab) -> None:
+    """Asynchronous loops sample on while they train; old clients must get the new weights, and snapshots must not."""
+    with lab.session() as session:
+        model = session.model()
+        first, kept = _inflight(model), snapshot(model)
+        before = probe_scores(first)
+        lab.agree(before, look(model), "an inflight sampler, against its model")
+        run(model, [passes(A), plain(lab.rate)])
+        second, trained = _inflight(model), look(model)
+        lab.differ(trained, before, "a model after a step, against before")
+        lab.agree(probe_scores(second), trained, "an inflight sampler right after its save, against its model")
+        found = _once_updated(first, before)
+        lab.agree(found, trained, f"an older inflight sampler {UPDATE_SECONDS:g} s after a newer save")
+        lab.unchanged(probe_scores(kept), before, "a snapshot, after its model's inflight samplers were updated")
+
+
+def _inflight(model: tinker.TrainingClient) -> tinker.SamplingClient:
+    return waited(model.save_weights_and_get_sampling_client(kind="inflight"))
+
+
+def _once_updated(sampler: tinker.SamplingClient, before: Array) -> Array:
+    """The sampler's logprobs when they are others than `before`; the last ones when they stay."""
+    give_up = time.monotonic() + UPDATE_SECONDS
+    while True:
+        found = probe_scores(sampler)
+        if distance(found, before) > VISIBLE or time.monotonic() > give_up:
+            return found
+
+
 def the_base_model_stays_what_it_is(lab: Lab) -> None:
     """It is everybody's reference, for KL penalties among others."""
     with lab.session() as session:
@@ -134,6 +168,7 @@ CHECKS = (
     a_seed_decides_the_first_weights,
     a_saved_snapshot_never_changes,
     a_nameless_snapshot_never_changes,
+    inflight_samplers_follow_the_newest_save,
     the_base_model_stays_what_it_is,
     sampling_and_saving_leave_gradients_alone,
 )

@@ -18,7 +18,7 @@ import numpy as np
 import tinker
 
 from weaver.conformance.checks import Failed, Skipped, require
-from weaver.conformance.recipes import Array, Example, Pass, Recipe, Step, passes, plain, text
+from weaver.conformance.recipes import Array, DimuonStep, Example, Operation, Pass, Recipe, Step, passes, plain, text
 
 WAIT_SECONDS = 180.0
 RANK, SEED = 8, 11
@@ -57,17 +57,22 @@ class Lab:
             f"{self.url}/api/v1/{path}", json=body, headers={"X-API-Key": self.api_key}, timeout=WAIT_SECONDS
         )
 
+    def rest(self) -> tinker.RestClient:
+        """The client for what is kept: runs, checkpoints and sessions."""
+        return tinker.RestClient(base_url=self.url, api_key=self.api_key)
+
     def new_name(self) -> str:
         """A checkpoint's name that no other check uses."""
         return f"conformance-{next(self._names)}"
 
     # Experiments
 
-    def after(self, *recipe: Pass | Step, seed: int = SEED) -> Array:
+    def after(self, *recipe: Operation, seed: int = SEED) -> Array:
         """The probes' logprobs once a fresh model went through the recipe; each recipe is run once."""
         if (recipe, seed) not in self._outcomes:
             with self.session() as session:
-                model = session.model(seed)
+                dimuon = any(isinstance(operation, DimuonStep) for operation in recipe)
+                model = session.model(seed, **({"optimizer": tinker.DimuonOptimizerConfig()} if dimuon else {}))
                 run(model, recipe)
                 self._outcomes[recipe, seed] = look(model)
         return self._outcomes[recipe, seed]
@@ -101,6 +106,11 @@ class Lab:
     def sign_rate(self) -> float:
         """The same for a step of AdamW whose eps is tiny: every weight moves by the learning rate."""
         return self._calibrated(lambda rate: self.after(passes(A), Step(rate, eps=1e-12)), 1e-4)
+
+    @cached_property
+    def dimuon_rate(self) -> float:
+        """The same for a step of Dimuon, whose size is the rate's and not the gradient's."""
+        return self._calibrated(lambda rate: self.after(passes(A), DimuonStep(rate)), 1e-2)
 
     def _calibrated(self, outcome: Any, rate: float) -> float:
         for _ in range(12):
@@ -170,9 +180,9 @@ class Session:
     def __init__(self, client: tinker.ServiceClient, base_model: str) -> None:
         self.client, self.base_model = client, base_model
 
-    def model(self, seed: int = SEED) -> tinker.TrainingClient:
+    def model(self, seed: int = SEED, **options: Any) -> tinker.TrainingClient:
         """A fresh adapter."""
-        return waited(self.client.create_lora_training_client(self.base_model, rank=RANK, seed=seed))
+        return waited(self.client.create_lora_training_client(self.base_model, rank=RANK, seed=seed, **options))
 
     def resumed(self, path: str, *, optimizer: bool = False) -> tinker.TrainingClient:
         """A new model from a saved state."""
@@ -192,16 +202,18 @@ def waited(future: Any) -> Any:
     return future.result(timeout=WAIT_SECONDS) if hasattr(future, "result") else future
 
 
-def submitted(model: tinker.TrainingClient, operation: Pass | Step) -> Any:
+def submitted(model: tinker.TrainingClient, operation: Operation) -> Any:
     """The future of an operation that is not waited for."""
     if isinstance(operation, Step):
         return model.optim_step(adam_params=operation.params())
+    if isinstance(operation, DimuonStep):
+        return model.optim_step(operation.params())
     call = model.forward_backward if operation.backward else model.forward
     data = [example.datum() for example in operation.data]
     return call(data, operation.loss, dict(operation.config) or None)  # type: ignore[arg-type]
 
 
-def run(model: tinker.TrainingClient, recipe: Sequence[Pass | Step]) -> list[Any]:
+def run(model: tinker.TrainingClient, recipe: Sequence[Operation]) -> list[Any]:
     """Submit everything, then wait for all."""
     return [waited(future) for future in [submitted(model, operation) for operation in recipe]]
 

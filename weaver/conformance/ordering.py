@@ -5,13 +5,14 @@ from collections.abc import Sequence
 import tinker
 
 from weaver.conformance.checks import Failed, require
-from weaver.conformance.lab import A, B, Lab, look, probe_scores, run, snapshot, submitted, waited
+from weaver.conformance.lab import UNSEEN, A, B, Lab, look, probe_scores, run, snapshot, submitted, waited
 from weaver.conformance.recipes import Array, Pass, Step, passes, plain, text
 from weaver.conformance.relay import Relay, relaying
 
 GROUP = "ordering and retries"
 
-PARTS = (text(2, 11), text(2, 12), text(2, 13), text(2, 14), A)
+PARTS = (A, text(2, 11), B, text(2, 12), UNSEEN)
+"""Each pair of these holds one of the probes, so that none can be lost unseen."""
 PROMPT = tinker.ModelInput.from_ints(list(A.tokens))
 
 

@@ -88,7 +88,22 @@ class Step:
         )
 
 
-Operation = Pass | Step
+@dataclass(frozen=True, slots=True)
+class DimuonStep:
+    """`optim_step` of a model whose optimizer is Dimuon."""
+
+    learning_rate: float
+    beta1: float = 0.0
+    grad_clip_norm: float = 0.0
+
+    def params(self) -> tinker.DimuonParams:
+        """The SDK's spelling."""
+        return tinker.DimuonParams(
+            learning_rate=self.learning_rate, beta1=self.beta1, grad_clip_norm=self.grad_clip_norm
+        )
+
+
+Operation = Pass | Step | DimuonStep
 Recipe = tuple[Operation, ...]
 
 
