@@ -1,0 +1,1 @@
+from weaver.compat.tinker.lib.public_interfaces.rest_client import *

@@ -1,0 +1,1 @@
+from weaver.compat.tinker.lib.public_interfaces.sampling_client import *

@@ -1,0 +1,1 @@
+from weaver.compat.tinker.lib.retry_handler import *

@@ -1,0 +1,1 @@
+from weaver.compat.tinker.types.forward_backward import *

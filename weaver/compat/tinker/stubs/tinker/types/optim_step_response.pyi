@@ -1,0 +1,1 @@
+from weaver.compat.tinker.types.optimizer import *

@@ -1,0 +1,1 @@
+from weaver.compat.tinker.types.sample_response import *
