@@ -1,0 +1,163 @@
+"""`check_loss` holds for what weaver ships, and notices each way to break the contract."""
+
+import numpy as np
+import pytest
+import torch
+
+from weaver.errors import PluginBroken
+from weaver.loss import ConfigField, Loss, LossInput, LossOutput, OutputField
+from weaver.plugins.losses import weaver_losses
+from weaver.testing import check_loss
+from weaver.types import Datum
+
+SHIPPED = [loss for loss in weaver_losses() if loss.from_graph is None]
+STOPS = {"cispo", "gspo", "stable_reinforce"}
+WEIGHTS = LossInput("weights")
+
+
+@pytest.mark.parametrize("loss", SHIPPED, ids=lambda loss: loss.name)
+def test_a_loss_that_weaver_ships_keeps_the_contract(loss):
+    check_loss(loss, stops_gradients=loss.name in STOPS)
+
+
+@pytest.mark.parametrize("loss", [loss for loss in SHIPPED if loss.name in STOPS], ids=lambda loss: loss.name)
+def test_a_gradient_that_is_not_the_derivative_is_noticed(loss):
+    with pytest.raises(AssertionError, match=r"its gradient is not the derivative of its value. If it stops"):
+        check_loss(loss)
+
+
+def right(logprobs, inputs, config):
+    return -(logprobs * inputs["weights"]).sum()
+
+
+def damaging_the_input(logprobs, inputs, config):
+    inputs["weights"].mul_(2)
+    return right(logprobs, inputs, config)
+
+
+def damaging_the_logprobs(logprobs, inputs, config):
+    if not logprobs.requires_grad:
+        logprobs.add_(1)
+    return right(logprobs, inputs, config)
+
+
+def adding_an_input(logprobs, inputs, config):
+    inputs["mine"] = logprobs
+    return right(logprobs, {"weights": inputs["weights"]}, config)
+
+
+def changing_its_config(logprobs, inputs, config):
+    config["scale"] = 3.0
+    return right(logprobs, inputs, config)
+
+
+def averaging_over_calls(logprobs, inputs, config):
+    averaging_over_calls.calls = getattr(averaging_over_calls, "calls", 0) + 1
+    return right(logprobs, inputs, config) / averaging_over_calls.calls
+
+
+def other_without_gradient(logprobs, inputs, config):
+    return right(logprobs, inputs, config) * (1 if logprobs.requires_grad else 2)
+
+
+def in_half_precision(logprobs, inputs, config):
+    lp = logprobs.half() if logprobs.dtype == torch.float32 else logprobs
+    return (lp * inputs["weights"].to(lp.dtype)).float().square().sum().to(logprobs.dtype)
+
+
+def assuming_float32(logprobs, inputs, config):
+    return (logprobs.float().exp() * inputs["weights"]).sum().to(logprobs.dtype)
+
+
+def raising_for_one_token(logprobs, inputs, config):
+    return right(logprobs, inputs, config) + 0 * logprobs[1]
+
+
+def a_vector(logprobs, inputs, config):
+    return logprobs * inputs["weights"]
+
+
+def no_gradient(logprobs, inputs, config):
+    return right(logprobs.detach(), inputs, config)
+
+
+BROKEN = {
+    damaging_the_input: "changes the input 'weights' of data",
+    damaging_the_logprobs: "changes the logprobs of data|gives another value where no gradient",
+    adding_an_input: "changes the inputs of data",
+    changing_its_config: "changes its config",
+    averaging_over_calls: "it keeps a state",
+    other_without_gradient: "gives another value where no gradient is asked for",
+    in_half_precision: "has another gradient in float32 than in float64",
+    assuming_float32: "its gradient is not the derivative of its value",
+    raising_for_one_token: r"failed on data\[1\]: IndexError",
+    a_vector: r"it returned \(5,\), not a scalar",
+    no_gradient: "it has no gradient",
+}
+
+
+@pytest.mark.parametrize("function", BROKEN, ids=lambda function: function.__name__)
+def test_a_broken_loss_is_told_how(function):
+    config = (ConfigField("scale", 1.0),)
+    with pytest.raises(AssertionError, match=BROKEN[function]):
+        check_loss(Loss("broken", function, (WEIGHTS,), config))
+
+
+def test_the_right_one_beside_them_passes():
+    check_loss(Loss("right", right, (WEIGHTS,)))
+
+
+def test_an_output_of_another_shape_than_declared_is_noticed():
+    def telling(logprobs, inputs, config):
+        return LossOutput(-logprobs.sum(), outputs={"first": logprobs[:1]})
+
+    check_loss(Loss("telling", telling, outputs=(OutputField("first", "scalar"),), target_ranks=(1,)))
+    with pytest.raises(AssertionError, match="its output 'first' has shape"):
+        check_loss(Loss("telling", telling, outputs=(OutputField("first", "token"),)))
+    with pytest.raises(AssertionError, match=r"it returned the outputs \['first'\]; declared are \[\]"):
+        check_loss(Loss("telling", telling))
+
+
+def test_an_optional_input_is_left_out_too():
+    with pytest.raises(AssertionError, match="KeyError: 'weights'"):
+        check_loss(Loss("careless", right, (LossInput("weights", optional=True),)))
+
+
+def preferences(logprobs, inputs, config):
+    sums = torch.stack([lp.sum() for lp in logprobs])
+    return -torch.nn.functional.logsigmoid(config["beta"] * (sums[::2] - sums[1::2])).sum()
+
+
+def test_a_loss_that_sees_the_batch_is_checked_as_one():
+    check_loss(Loss("preferences", preferences, config=(ConfigField("beta", 0.1),), batch=True))
+    with pytest.raises(AssertionError, match="failed on the batch"):
+        check_loss(Loss("preferences", right, (WEIGHTS,), batch=True))
+
+
+def test_data_of_ones_own_are_used():
+    seen = []
+
+    def function(logprobs, inputs, config):
+        seen.append(len(logprobs))
+        return -logprobs.sum()
+
+    datum = Datum(np.array([3, 4]), {"target_tokens": np.array([4, 5])})
+    check_loss(Loss("mine", function), data=[datum])
+    assert set(seen) == {2}
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        (lambda: Loss("x", right, (WEIGHTS, WEIGHTS)), "declares 'weights' twice among its inputs"),
+        (
+            lambda: Loss("x", right, outputs=(OutputField("logprobs"),)),
+            "declares 'logprobs' twice among its outputs",
+        ),
+        (lambda: Loss("x", right, config=(ConfigField("b", 2.0, maximum=1.0),)), "the default 2.0, but takes finite"),
+        (lambda: Loss("x", right, config=(ConfigField("b", "c", type="text"),)), "the default 'c', but takes one of"),
+    ],
+)
+def test_a_record_that_contradicts_itself_cannot_be_made(record, message):
+    with pytest.raises(PluginBroken, match=message):
+        record()
