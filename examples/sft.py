@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: one question, one answer. Needs TINKER_BASE_URL and TINKER_API_KEY; see `weaver serve`."""
+"""Supervised fine-tuning: one question, one answer. `weaver run` it, or set TINKER_BASE_URL; see `weaver serve`."""
 
 import tinker
 

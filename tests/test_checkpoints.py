@@ -11,6 +11,7 @@ from weaver.backend import ModelSource
 from weaver.checkpoints import check_checkpoint, checkpoint_folder, delete_checkpoint, read_checkpoint, write_checkpoint
 from weaver.engine.executor import Executor
 from weaver.errors import AlreadyExists, CheckpointDamaged, InvalidInput, UnknownName
+from weaver.kept import KeptFolders
 from weaver.plugins.echo import EchoBackend
 from weaver.registry import load_registry
 from weaver.store import Store
@@ -155,7 +156,9 @@ class Saver:
     def __init__(self, data_dir):
         self.data_dir, self.store = data_dir, Store("sqlite://")
         source = ModelSource("some/echo", "echo:vocab=10")
-        self.executor = Executor(lambda: EchoBackend(source), load_registry(), self.store, data_dir, lambda *_: None)
+        self.executor = Executor(
+            lambda: EchoBackend(source), load_registry(), self.store, KeptFolders(data_dir), lambda *_: None
+        )
         self.executor.run("s:train:0", CreateModel("some/echo", SPEC))
 
     def save(self, name="a", **options):

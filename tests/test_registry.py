@@ -1,12 +1,18 @@
 """Finding plugins: modules and packages written for each test, found through real entry points."""
 
+import inspect
+import os
+import subprocess
 import sys
+import textwrap
 from importlib.metadata import Distribution, EntryPoint, distributions
 
 import pytest
 
+from weaver import hookspecs
 from weaver.errors import PluginBroken, UnknownName
-from weaver.registry import load_registry
+from weaver.registry import KINDS, load_registry
+from weaver.testing import check_loss
 
 HEADER = "from weaver.hookspecs import hookimpl\nfrom weaver.loss import Loss\n\n"
 
@@ -109,20 +115,26 @@ def test_a_hook_with_an_argument_it_is_not_given_is_refused(package):
 
 def test_a_hook_that_raises_names_its_plugin(package):
     source = f"{HEADER}@hookimpl\ndef weaver_losses():\n    yield Loss('a', None)\n    raise KeyError('oh')\n"
-    with pytest.raises(PluginBroken, match=r"^weaver-oh 1.0: weaver_losses raised KeyError: 'oh'$"):
+    with pytest.raises(
+        PluginBroken, match=r"^weaver-oh 1.0: weaver_losses raised KeyError: 'oh'. Mend or uninstall it,"
+    ):
         load_registry(found=package("weaver-oh", source))
 
 
 @pytest.mark.parametrize("returned", ["None", "3"])
 def test_a_hook_that_yields_nothing_one_can_iterate_names_its_plugin(package, returned):
     source = f"{HEADER}@hookimpl\ndef weaver_losses():\n    return {returned}\n"
-    with pytest.raises(PluginBroken, match=r"^weaver-oh 1.0: weaver_losses raised TypeError: .*not iterable$"):
+    with pytest.raises(
+        PluginBroken, match=r"^weaver-oh 1.0: weaver_losses raised TypeError: .*not iterable. Mend or uninstall it,"
+    ):
         load_registry(found=package("weaver-oh", source))
 
 
 def test_a_record_of_the_wrong_class_is_refused(package):
     source = f"{HEADER}@hookimpl\ndef weaver_losses():\n    yield 'ppo'\n"
-    with pytest.raises(PluginBroken, match=r"^weaver-str 1.0: weaver_losses yielded 'ppo', not a Loss$"):
+    with pytest.raises(
+        PluginBroken, match=r"^weaver-str 1.0: weaver_losses yielded 'ppo', not a Loss. Mend or uninstall it, or"
+    ):
         load_registry(found=package("weaver-str", source))
 
 
@@ -162,6 +174,97 @@ def test_a_package_that_is_found_twice_on_the_path_counts_once(package):
     """An editable install and its source folder both have the metadata."""
     found = package("weaver-one", yields("one"))
     assert load_registry(found=[*found, *found]).losses.keys() == {"one"}
+
+
+def test_a_package_may_have_two_entry_points(package, tmp_path):
+    [first] = package("weaver-one", yields("one"))
+    (tmp_path / "weaver-one/weaver_second.py").write_text(yields("two"))
+    metadata = tmp_path / "weaver-one/weaver_one-1.0.dist-info/entry_points.txt"
+    metadata.write_text("[weaver]\na = weaver_one\nb = weaver_second\n")
+    [found] = distributions(path=[str(tmp_path / "weaver-one")])
+    registry = load_registry(found=list(found.entry_points))
+    assert registry.losses["two"].plugin == "weaver-one 1.0 (b)"
+    assert [loaded.names for loaded in registry.plugins] == [{"weaver_losses": ("one",)}, {"weaver_losses": ("two",)}]
+    assert first.name == "weaver_one"
+
+
+def test_every_record_of_a_loss_names_its_package(package):
+    registry = load_registry(found=package("weaver-one", yields("one"), version="0.2"))
+    assert registry.loss("one").plugin == "weaver-one 0.2"
+    assert registry.loss("one").blamed == "the loss 'one' of weaver-one 0.2"
+
+
+def test_a_strict_registry_refuses_a_plugin_that_cannot_be_imported(package):
+    found = package("weaver-broken", "raise OSError('libcuda.so')")
+    expected = "the plugin weaver-broken 1.0 could not be imported: OSError: libcuda.so. Mend or uninstall it, name it"
+    with pytest.raises(PluginBroken, match=expected):
+        load_registry(found=found, strict=True)
+    assert load_registry(["weaver-broken"], found, strict=True).failed == ()
+
+
+HOOKS = {name: hook for name, hook in inspect.getmembers(hookspecs, inspect.isfunction) if name.startswith("weaver_")}
+
+
+def test_there_is_a_kind_of_record_for_every_hook():
+    assert set(KINDS) == set(HOOKS)
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_the_example_of_a_hook_is_a_plugin_that_works(package, hook):
+    example = textwrap.dedent(inspect.getdoc(HOOKS[hook]).partition("\n\n")[2])
+    registry = load_registry(found=package("weaver-example", example))
+    [loaded] = registry.plugins
+    [(used, [name])] = loaded.names.items()
+    assert used == hook
+    kind, of = KINDS[hook]
+    assert isinstance(registry.named(name)[kind], of)
+
+
+def test_the_example_of_a_store_keeps_folders(package, tmp_path):
+    example = textwrap.dedent(inspect.getdoc(HOOKS["weaver_checkpoint_stores"]).partition("\n\n")[2])
+    store = load_registry(found=package("weaver-example", example)).store("disk").open(f"disk://{tmp_path}/kept")
+    for folder in ("from", "to"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "from/a").write_text("1")
+    store.put("x/y", tmp_path / "from")
+    store.get("x/y", tmp_path / "to")
+    assert (tmp_path / "to/a").read_text() == "1"
+    store.delete("x/y")
+    with pytest.raises(FileNotFoundError):
+        store.get("x/y", tmp_path / "to")
+
+
+def test_the_example_of_a_loss_keeps_the_contract(package):
+    example = textwrap.dedent(inspect.getdoc(HOOKS["weaver_losses"]).partition("\n\n")[2])
+    check_loss(load_registry(found=package("weaver-example", example)).loss("my_reinforce"))
+
+
+WORKER = """
+import sys
+from weaver.registry import losses_for_worker
+print(sorted(losses_for_worker(sys.argv[1:], "rank 1 of 2")))
+"""
+
+
+def worker(*names, path=""):
+    """A process of its own, with another environment than this one's."""
+    command = [sys.executable, "-c", WORKER, *names]
+    environment = os.environ | {"PYTHONPATH": path}
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment, check=False)
+
+
+def test_a_worker_process_loads_losses_by_name(package, tmp_path):
+    package("weaver-mine", yields("mine"))
+    found = worker("ppo", "mine", path=str(tmp_path / "weaver-mine"))
+    assert found.stdout == "['mine', 'ppo']\n"
+
+
+def test_a_worker_process_without_a_loss_says_who_lacks_it_and_what_to_do(package):
+    package("weaver-mine", yields("mine"))
+    assert load_registry().loss("mine").name == "mine"
+    lacking = worker("ppo", "mine").stderr
+    assert "UnknownName: rank 1 of 2 has not the loss 'mine', which the server has: there is no loss 'mine';" in lacking
+    assert "Install the loss's package, in the same version, in the environment that this process runs in" in lacking
 
 
 def test_a_record_is_found_by_its_own_name_whatever_the_entry_point_is_called(package):

@@ -6,21 +6,35 @@ while another runs, so it needs no locks. What arrives has been checked at the d
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Final, Literal, Protocol
 
-from weaver.errors import WeaverError
+from weaver.errors import InvalidInput, WeaverError
 from weaver.loss import Loss
-from weaver.types import Datum, ForwardBackwardResult, LoraSpec, ModelFacts, ModelSource, ModelState, OptimParams
+from weaver.types import (
+    Adapter,
+    Datum,
+    ForwardBackwardResult,
+    LoraSpec,
+    ModelFacts,
+    ModelSource,
+    ModelState,
+    OptimParams,
+    OptionValue,
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pass:
-    """One model's forward (and backward) over some data with one loss. `config` is complete: defaults are filled in."""
+    """One model's forward (and backward) over some data with one loss. `config` is complete: defaults are filled in.
+
+    A loss with `batch` needs the logprobs of all `data` before it can be evaluated; `weaver.evaluation` calls both.
+    """
 
     model_id: str
     data: Sequence[Datum]
     loss: Loss
-    config: Mapping[str, float]
+    config: Mapping[str, Any]
     backward: bool
 
 
@@ -31,7 +45,7 @@ class Backend(Protocol):
         """Add an adapter. Its initial weights follow from `lora` alone, whose seed is set; B is zero."""
 
     def drop_model(self, model_id: str) -> None:
-        """Free an adapter, its gradients and its optimizer state."""
+        """Free an adapter, its gradients and its optimizer state. One that could not be created is not there."""
 
     def forward_backward(self, passes: Sequence[Pass]) -> Sequence[ForwardBackwardResult | WeaverError]:
         """Run passes of any models together; one result, or the error that stopped it, per pass in order.
@@ -59,17 +73,76 @@ class Backend(Protocol):
         """Free everything."""
 
 
+def cannot_merge(source: ModelSource, adapter: Adapter, folder: Path) -> None:
+    """For backends whose models are no Hugging Face folders."""
+    raise InvalidInput(f"this backend cannot merge an adapter into {source.name!r}")
+
+
+_FLAGS: Final = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+
+
+@dataclass(frozen=True, slots=True)
+class BackendOption:
+    """One setting of a backend, for `weaver serve --backend-option NAME=VALUE`, or `--NAME VALUE` with `-` for `_`.
+
+    `type` "int" is a whole number from `minimum` on, "flag" true or false, "text" one of the `choices`.
+    """
+
+    name: str
+    default: OptionValue
+    description: str = ""
+    type: Literal["int", "flag", "text"] = "int"
+    minimum: int = 1
+    choices: tuple[str, ...] = ()
+
+    def checked(self, given: OptionValue) -> OptionValue:
+        """`given`, also where it was written as text, as the backend gets it. Raises InvalidInput naming the option."""
+        text, said = str(given).lower(), f"the backend option {self.name} is {given!r}; it takes"
+        match self.type:
+            case "flag":
+                if text not in _FLAGS:
+                    raise InvalidInput(f"{said} true or false")
+                return _FLAGS[text]
+            case "text":
+                if given not in self.choices:
+                    raise InvalidInput(f"{said} one of {', '.join(self.choices)}")
+                return given
+        if not (text.isascii() and text.isdigit() and int(text) >= self.minimum):
+            raise InvalidInput(f"{said} a whole number from {self.minimum} on")
+        return int(text)
+
+
 @dataclass(frozen=True, slots=True)
 class BackendFactory:
-    """What a backend plugin yields. `describe` reads a model's configuration; `open` loads it and may take minutes.
+    """What a backend plugin yields. `describe` reads a model's configuration; `open` loads it and may take minutes;
+    `merge` writes the model with an adapter added to its weights into an empty folder, for others to load.
 
-    Both import their heavy packages inside, so that listing backends imports none.
+    All import their heavy packages inside, so that listing backends imports none.
+
+    A backend with `processes` lives in processes of its own, as many as that says for a source's options. Weaver starts
+    them; in each, `open` is called and then every method of the contract, with equal arguments in the same order. What
+    the first returns counts; of passes, all must say which failed. They find RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR
+    and MASTER_PORT in the environment, as from torchrun. One that ends takes the others with it: all start again, with
+    every adapter as it was.
     """
 
     name: str
     describe: Callable[[ModelSource], ModelFacts]
     open: Callable[[ModelSource], Backend]
     description: str = ""
+    merge: Callable[[ModelSource, Adapter, Path], None] = cannot_merge
+    options: tuple[BackendOption, ...] = ()
+    processes: Callable[[Mapping[str, OptionValue]], int] | None = None
+
+    def effective_options(self, given: Mapping[str, OptionValue]) -> Mapping[str, OptionValue]:
+        """`given` checked against what is declared, with defaults filled in. Raises InvalidInput naming the option."""
+        known = {option.name: option for option in self.options}
+        for name in given:
+            if name not in known:
+                raise InvalidInput(
+                    f"the backend {self.name!r} has no option {name!r}; it has: {', '.join(known) or 'none'}"
+                )
+        return {name: option.checked(given.get(name, option.default)) for name, option in known.items()}
 
 
-__all__ = ["Backend", "BackendFactory", "ModelFacts", "ModelSource", "Pass"]
+__all__ = ["Backend", "BackendFactory", "BackendOption", "ModelFacts", "ModelSource", "Pass"]

@@ -10,6 +10,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -36,15 +37,16 @@ def checkpoint_folder(data_dir: Path, model_id: str, kind: str, name: str) -> Pa
 
 def write_checkpoint(folder: Path, state: ModelState) -> int:
     """Write `state` as a complete new folder or not at all, never over another; returns its size in bytes."""
-    return _write_beside(folder, lambda beside: _write_files(beside, state))
+    return write_beside(folder, lambda beside: _write_files(beside, state))
 
 
 def write_export(folder: Path, state: ModelState, seal: Seal | None) -> int:
     """Like `write_checkpoint`, but what others read and nothing else: PEFT's two files, encrypted by `seal`."""
-    return _write_beside(folder, lambda beside: _write_exported(beside, state, seal))
+    return write_beside(folder, lambda beside: _write_exported(beside, state, seal))
 
 
-def _write_beside(folder: Path, write: Callable[[Path], None]) -> int:
+def write_beside(folder: Path, write: Callable[[Path], None]) -> int:
+    """What `write` puts into an empty folder becomes `folder`, whole or not at all; returns its size in bytes."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     beside = folder.parent / f".{folder.name}.{uuid.uuid4().hex}"
     beside.mkdir()
@@ -62,7 +64,7 @@ def read_checkpoint(folder: Path, *, optimizer: bool) -> ModelState:
     manifest = check_checkpoint(folder)
     adapter = Adapter(
         base_model=manifest["base_model"],
-        lora=LoraSpec(**manifest["lora"]),
+        lora=LoraSpec.of(manifest["lora"]),
         target_modules=tuple(manifest["target_modules"]),
         tensors=load_file(folder / ADAPTER),
     )
@@ -94,7 +96,8 @@ def delete_checkpoint(folder: Path) -> None:
     """Remove a folder: first out of its name in one step, then its files."""
     if folder.exists():
         aside = folder.parent / f".{folder.name}.{uuid.uuid4().hex}"
-        folder.rename(aside)
+        with suppress(FileNotFoundError):  # somebody else was first
+            folder.rename(aside)
         shutil.rmtree(aside, ignore_errors=True)
 
 

@@ -14,6 +14,7 @@
         ├── LossFailed            (RuntimeError)      a loss function raised or returned something unusable
         ├── MissingPackage        (ImportError)       an optional package is not installed; the message has the command
         ├── CheckpointDamaged     (OSError)           files are missing or differ from their manifest
+        ├── WorkerLost            (ChildProcessError) processes of a backend ended while they ran this, twice
         └── Stopped               (RuntimeError)      the engine or server is shutting down
 
 Errors know nothing of HTTP: `weaver.server` holds the one table from class to status.
@@ -74,6 +75,10 @@ class MissingPackage(ServerError, ImportError):
 
 class CheckpointDamaged(ServerError, OSError):
     """A checkpoint's files are missing or differ from its manifest."""
+
+
+class WorkerLost(ServerError, ChildProcessError):
+    """Processes that a backend runs in ended, or could not be started; the operation did not happen."""
 
 
 class Stopped(ServerError, RuntimeError):

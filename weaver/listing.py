@@ -9,15 +9,19 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from weaver.store import Row, Store, checkpoints, metadata, models, published, samplers, sessions
-
-discarded = sa.Table(
-    "discarded",
+from weaver.store import (
+    Row,
+    Store,
+    checkpoints,
+    discarded,
+    discarded_row,
     metadata,
-    sa.Column("folder", sa.String, primary_key=True),
-    sa.Column("base_model", sa.String, nullable=False),
-    sa.Column("adapter_id", sa.String, nullable=False),
+    models,
+    published,
+    samplers,
+    sessions,
 )
+
 last_requests = sa.Table(
     "last_requests",
     metadata,
@@ -207,9 +211,7 @@ class Listing:
         with self._engine.begin() as connection:
             gone = connection.execute(checkpoints.select().where(condition)).mappings().all()
             for row in gone:
-                adapter_id = f"{row['path']}@{row['created']}"
-                folder = {"folder": row["folder"], "base_model": row["base_model"], "adapter_id": adapter_id}
-                connection.execute(discarded.insert().values(**folder))
+                connection.execute(discarded.insert().values(**discarded_row(dict(row))))
                 connection.execute(published.delete().where(published.c.path == row["path"]))
                 connection.execute(checkpoints.delete().where(checkpoints.c.folder == row["folder"]))
 

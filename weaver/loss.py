@@ -7,25 +7,30 @@ computes them, so the same loss runs on every backend.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
-from weaver.errors import InvalidInput
+from weaver.errors import InvalidInput, PluginBroken
 from weaver.types import LossGraph
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-TARGET_TOKENS = "target_tokens"
+TARGET_TOKENS: Final = "target_tokens"
+LOGPROBS: Final = "logprobs"
+REDUCTIONS: Final = ("sum", "mean", "min", "max")
+"""How a loss's metrics, named `name:reduction`, are put together."""
 
 
 @dataclass(frozen=True, slots=True)
 class LossInput:
     """One array a loss reads from `datum.loss_fn_inputs`, beside `target_tokens`, which every loss reads.
 
-    `shape` "target" means the shape of `target_tokens`, (T,) or (T, K); "token" (T,) whatever the targets; "table"
-    (T, N) for any N; "scalar" one number. `dtype` "any" takes float32 and int64.
+    `shape` "target" means the shape of `target_tokens`, (T,) or (T, K); "token" (T,), one per token whatever the
+    targets; "table" (T, N) for any N; "scalar" one number per sequence. `dtype` "any" takes float32 and int64.
+
+    An `optional` one may be left out of a datum, and is then absent from what the function gets.
 
     `recorded`: the server fills it in, from what it recorded of the sequences that the datum's `loss_fn_input_spans`
     name: the log probability each token was drawn with, NaN where the spans say that nothing was drawn. A client need
@@ -37,28 +42,65 @@ class LossInput:
     shape: Literal["target", "token", "table", "scalar"] = "target"
     description: str = ""
     recorded: bool = False
+    optional: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class ConfigField:
-    """One number of `loss_fn_config`. Without a default it must be given. The range is inclusive."""
+    """One key of `loss_fn_config`. Without a default it must be given. The range is inclusive.
+
+    `type` "float" is any number of the range, "int" a whole one, "text" one of the `choices`.
+    """
 
     name: str
-    default: float | None = None
+    default: float | str | None = None
     minimum: float = -math.inf
     maximum: float = math.inf
+    description: str = ""
+    type: Literal["float", "int", "text"] = "float"
+    choices: tuple[str, ...] = ()
+
+    def checked(self, value: float | str, where: str) -> float | str:
+        """`value` as the loss gets it. Raises InvalidInput, which begins with `where` and says what is taken."""
+        if self.type == "text":
+            if value not in self.choices:
+                raise InvalidInput(f"{where} takes one of {', '.join(map(repr, self.choices))}")
+            return value
+        if isinstance(value, str):
+            raise InvalidInput(f"{where} needs a number")
+        if not self.minimum <= value <= self.maximum or not math.isfinite(value):
+            raise InvalidInput(f"{where} takes finite values from {self.minimum} to {self.maximum}")
+        if self.type == "int" and value != int(value):
+            raise InvalidInput(f"{where} needs a whole number")
+        return int(value) if self.type == "int" else float(value)
+
+
+@dataclass(frozen=True, slots=True)
+class OutputField:
+    """One array that a loss gives back for each datum, beside `logprobs`, in `loss_fn_outputs`: float32, of one of the
+    shapes of inputs; "scalar" arrives as an array of one number."""
+
+    name: str
+    shape: Literal["target", "token", "scalar"] = "target"
     description: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class LossOutput:
-    """A loss's value with metrics of its own, named `name:reduction` (sum, mean, min, max)."""
+    """A loss's value with metrics of its own, named `name:reduction` (sum, mean, min, max), and the declared outputs:
+    a tensor each, or, of a loss that sees the whole batch, a list with one tensor for each datum."""
 
     loss: Tensor
     metrics: Mapping[str, float] = field(default_factory=dict)
+    outputs: Mapping[str, Tensor | Sequence[Tensor]] = field(default_factory=dict)
 
 
-LossFunction = Callable[["Tensor", Mapping[str, "Tensor"], Mapping[str, float]], "Tensor | LossOutput"]
+LossFunction = Callable[["Tensor", Mapping[str, "Tensor"], Mapping[str, Any]], "Tensor | LossOutput"]
+"""Of one datum: its logprobs, its inputs, the config."""
+BatchLossFunction = Callable[
+    [Sequence["Tensor"], Sequence[Mapping[str, "Tensor"]], Mapping[str, Any]], "Tensor | LossOutput"
+]
+"""Of all data of a pass: a list of logprobs, a list of inputs, the config."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,19 +112,26 @@ class Loss:
     every declared field, defaults filled in. It returns the datum's loss summed over tokens (a scalar tensor) or a
     `LossOutput`. Losses are sums: weaver never averages.
 
-    `target_ranks` are the ranks of `target_tokens` it can work with: 1 for (T,), 2 for (T, K). An input that is not
-    declared is refused, unless the loss `carries_others`: then a datum may hold arrays that this loss does not read.
-
-    A loss with `from_graph` is none by itself: `from_graph(graph)` is the loss that a client's graph computes.
-
         def reinforce(logprobs, inputs, config):
             return -(logprobs * inputs["advantages"]).sum()
 
         Loss("reinforce", reinforce, inputs=(LossInput("advantages"),), description="REINFORCE")
+
+    With `batch=True` the function gets lists, one entry for each datum, of all data of a call, however a client and the
+    backend split it, and returns the loss of the whole.
+
+    `target_ranks` are the ranks of `target_tokens` it can work with: 1 for (T,), 2 for (T, K). An input that is not
+    declared is refused, unless the loss `carries_others`: then a datum may hold arrays that this loss does not read.
+
+    A loss with `from_graph` is none by itself: `from_graph(graph)` is the loss that a client's graph computes, and has
+    it as its `graph`: functions do not travel to other processes, names and graphs do.
+
+    `description` is one line, `source` where the formula is from. `plugin` is the package that brought it; the registry
+    fills it in.
     """
 
     name: str
-    function: LossFunction
+    function: LossFunction | BatchLossFunction
     inputs: tuple[LossInput, ...] = ()
     config: tuple[ConfigField, ...] = ()
     description: str = ""
@@ -90,8 +139,39 @@ class Loss:
     target_ranks: tuple[int, ...] = (1, 2)
     carries_others: bool = False
     from_graph: Callable[[LossGraph], Loss] | None = None
+    outputs: tuple[OutputField, ...] = ()
+    batch: bool = False
+    plugin: str = ""
+    graph: LossGraph | None = field(default=None, compare=False)
 
-    def effective_config(self, given: Mapping[str, float | str]) -> dict[str, float]:
+    def __post_init__(self) -> None:
+        """Raises PluginBroken for a record that contradicts itself."""
+        self._check_names("inputs", (one.name for one in self.inputs), reserved=())
+        self._check_names("config", (one.name for one in self.config), reserved=())
+        self._check_names("outputs", (one.name for one in self.outputs), reserved=(LOGPROBS,))
+        for declared in self.config:
+            if declared.default is not None:
+                where = (
+                    f"the loss {self.name!r} declares config[{declared.name!r}] with the default {declared.default!r}"
+                )
+                try:
+                    declared.checked(declared.default, f"{where}, but")
+                except InvalidInput as error:
+                    raise PluginBroken(str(error)) from error
+
+    def _check_names(self, what: str, names: Iterable[str], reserved: tuple[str, ...]) -> None:
+        seen = set(reserved)
+        for name in names:
+            if name in seen:
+                raise PluginBroken(f"the loss {self.name!r} declares {name!r} twice among its {what}, or it is taken")
+            seen.add(name)
+
+    @property
+    def blamed(self) -> str:
+        """The loss as messages about failures name it, with the package it is from."""
+        return f"the loss {self.name!r}" + (f" of {self.plugin}" if self.plugin else "")
+
+    def effective_config(self, given: Mapping[str, float | str]) -> dict[str, float | str]:
         """`given` checked against the declared fields, with defaults filled in.
 
         Raises InvalidInput naming an unknown key, a missing one, or a value out of range.
@@ -103,15 +183,9 @@ class Loss:
                 raise InvalidInput(f"loss_fn_config[{key!r}] is not read by the loss {self.name!r}: {have}")
         return {declared.name: self._effective(declared, given.get(declared.name)) for declared in self.config}
 
-    def _effective(self, declared: ConfigField, value: float | str | None) -> float:
-        if value is None and declared.default is None:
+    def _effective(self, declared: ConfigField, given: float | str | None) -> float | str:
+        value = declared.default if given is None else given
+        if value is None:
             raise InvalidInput(f"loss_fn_config[{declared.name!r}] is missing; the loss {self.name!r} has no default")
-        if isinstance(value, str):
-            raise InvalidInput(f"loss_fn_config[{declared.name!r}] is {value!r}; the loss {self.name!r} needs a number")
-        number = float(declared.default if value is None else value)  # type: ignore[arg-type]
-        if not declared.minimum <= number <= declared.maximum or not math.isfinite(number):
-            raise InvalidInput(
-                f"loss_fn_config[{declared.name!r}] is {number}; the loss {self.name!r} takes finite values from "
-                f"{declared.minimum} to {declared.maximum}"
-            )
-        return number
+        shown = repr(value) if isinstance(value, str) else str(value)
+        return declared.checked(value, f"loss_fn_config[{declared.name!r}] is {shown}; the loss {self.name!r}")

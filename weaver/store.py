@@ -80,6 +80,13 @@ published = sa.Table(
     metadata,
     sa.Column("path", sa.String, primary_key=True),
 )
+discarded = sa.Table(
+    "discarded",
+    metadata,
+    sa.Column("folder", sa.String, primary_key=True),
+    sa.Column("base_model", sa.String, nullable=False),
+    sa.Column("adapter_id", sa.String, nullable=False),
+)
 sampled_sequences = sa.Table(
     "sampled_sequences",
     metadata,
@@ -185,23 +192,29 @@ class Store:
 
     def add_clone(self, sampling_session_id: str) -> int:
         """One more client of a sampling session: its number, from 1 on; 0 is the first client's."""
-        mine = clones.c.sampling_session_id == sampling_session_id
+        highest = sa.func.coalesce(sa.func.max(clones.c.clone), 0)
+        mine = sa.select(sa.literal(sampling_session_id), highest + 1).where(
+            clones.c.sampling_session_id == sampling_session_id
+        )
+        # One statement: two processes that join at once get two numbers.
+        insert = clones.insert().from_select(["sampling_session_id", "clone"], mine).returning(clones.c.clone)
         with self._engine.begin() as connection:
-            clone = int(connection.execute(sa.select(sa.func.max(clones.c.clone)).where(mine)).scalar_one() or 0) + 1
-            connection.execute(clones.insert().values(sampling_session_id=sampling_session_id, clone=clone))
-        return clone
+            return int(connection.execute(insert).scalar_one())
 
     def samplers_of(self, session_id: str) -> list[Row]:
         return self._many(samplers, samplers.c.session_id == session_id)
 
-    def put_checkpoint(self, **values: Any) -> Row | None:
-        """Write a checkpoint's row in the place of one of the same path, expired or not, and return that."""
+    def put_checkpoint(self, *, discard_replaced: bool = False, **values: Any) -> Row | None:
+        """Write a checkpoint's row in the place of one of the same path, expired or not, and return that. Its folder is
+        the caller's to delete, or, with `discard_replaced`, thrown away when no living session samples from it."""
         same = checkpoints.c.path == values["path"]
         with self._engine.begin() as connection:
             old = connection.execute(checkpoints.select().where(same)).mappings().first()
             connection.execute(checkpoints.delete().where(same))
             connection.execute(published.delete().where(published.c.path == values["path"]))
             connection.execute(checkpoints.insert().values(**values))
+            if old is not None and discard_replaced:
+                connection.execute(discarded.insert().values(**discarded_row(dict(old))))
         return None if old is None else dict(old)
 
     def checkpoint(self, path: str) -> Row | None:
@@ -239,6 +252,12 @@ class Store:
     def _many(self, table: sa.Table, condition: sa.ColumnElement[bool]) -> list[Row]:
         with self._engine.connect() as connection:
             return [dict(row) for row in connection.execute(table.select().where(condition)).mappings()]
+
+
+def discarded_row(checkpoint: Row) -> Row:
+    """For a checkpoint that nobody can load any more. A sampler knows its adapter by path and time."""
+    adapter_id = f"{checkpoint['path']}@{checkpoint['created']}"
+    return {"folder": checkpoint["folder"], "base_model": checkpoint["base_model"], "adapter_id": adapter_id}
 
 
 def _one_of(column: "sa.Column[Any]", values: Iterable[str]) -> Iterator[sa.ColumnElement[bool]]:

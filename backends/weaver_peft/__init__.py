@@ -2,12 +2,14 @@
 
 from collections.abc import Iterable
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 
 from weaver.backend import Backend, BackendFactory, ModelFacts, ModelSource
 from weaver.errors import MissingPackage
 from weaver.hookspecs import hookimpl
 from weaver.sampler import Sampler, SamplerFactory
+from weaver.types import Adapter
 
 
 def _describe(source: ModelSource) -> ModelFacts:
@@ -16,6 +18,10 @@ def _describe(source: ModelSource) -> ModelFacts:
 
 def _open_backend(source: ModelSource) -> Backend:
     return _heavy("trainer").open_backend(source)
+
+
+def _merge(source: ModelSource, adapter: Adapter, folder: Path) -> None:
+    _heavy("merge").merge(source, adapter, folder)
 
 
 def _open_sampler(source: ModelSource) -> Sampler:
@@ -34,7 +40,8 @@ def _heavy(module: str) -> ModuleType:
 
 @hookimpl
 def weaver_backends() -> Iterable[BackendFactory]:
-    yield BackendFactory("peft", _describe, _open_backend, "transformers with LoRA adapters, on a CPU or one GPU")
+    description = "transformers with LoRA adapters, on a CPU or one GPU"
+    yield BackendFactory("peft", _describe, _open_backend, description, _merge)
 
 
 @hookimpl

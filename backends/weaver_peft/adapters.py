@@ -40,7 +40,9 @@ def load_adapter(folder: Path, base: BaseModel) -> LoraWeights:
     _refuse_what_is_not_computed(folder, config)
     tensors = _read_tensors(folder)
     matrices = {name: tensor for name, tensor in tensors.items() if ".lora_A." in name or ".lora_B." in name}
-    _refuse_other_base_weights(folder, {name: tensors[name] for name in tensors.keys() - matrices.keys()}, base)
+    refuse_other_base_weights(
+        f"the adapter in {folder}", {name: tensors[name] for name in tensors.keys() - matrices.keys()}, base
+    )
     names = sorted({name.rpartition(".lora_")[0] for name in matrices})
     if not names:
         raise InvalidInput(f"the adapter in {folder} has no LoRA weights")
@@ -83,15 +85,13 @@ def _refuse_what_is_not_computed(folder: Path, config: Mapping[str, Any]) -> Non
             )
 
 
-def _refuse_other_base_weights(folder: Path, tensors: Mapping[str, torch.Tensor], base: BaseModel) -> None:
+def refuse_other_base_weights(adapter: str, tensors: Mapping[str, torch.Tensor], base: BaseModel) -> None:
     """peft may write the base model's own embedding beside an adapter of the output layer; anything else is refused."""
     own = base.model.state_dict()
     for name, tensor in tensors.items():
         weight = own.get(name.removeprefix(PREFIX).replace(".base_layer.", "."))
         if weight is None or weight.shape != tensor.shape or not torch.equal(weight.cpu(), tensor.to(weight.dtype)):
-            raise InvalidInput(
-                f"the adapter in {folder} has {name!r}, which is neither LoRA nor the base model's own weight"
-            )
+            raise InvalidInput(f"{adapter} has {name!r}, which is neither LoRA nor the base model's own weight")
 
 
 def _pair(

@@ -61,13 +61,14 @@ class BaseModel:
         return output.last_hidden_state[0]
 
 
-_loaded: "WeakValueDictionary[tuple[str, str, str], BaseModel]" = WeakValueDictionary()
+_loaded: "WeakValueDictionary[tuple[str, ...], BaseModel]" = WeakValueDictionary()
+_models: "WeakValueDictionary[tuple[str, ...], PreTrainedModel]" = WeakValueDictionary()
 _loading = threading.Lock()
 
 
 def describe(source: ModelSource) -> ModelFacts:
     """What the model's configuration says, without loading its weights. Raises InvalidInput when there is none."""
-    location = _resolve(source.location)
+    location = resolved(source.location)
     try:
         config = AutoConfig.from_pretrained(location)
     except (OSError, ValueError) as error:
@@ -84,26 +85,44 @@ def describe(source: ModelSource) -> ModelFacts:
 
 
 def load_base_model(source: ModelSource) -> BaseModel:
-    """The model of `source`, loaded on first use and shared by everybody in this process who holds it."""
+    """The model of `source`, loaded on first use and shared by everybody in this process who holds it.
+
+    Names for the same weights share them, also where one's folder links to another's; each keeps its own tokenizer.
+    """
     device = _device(source.device)
-    key = (_resolve(source.location), str(device), source.dtype)
+    location, settings = resolved(source.location), (str(device), source.dtype)
     with _loading:
-        base = _loaded.get(key)
+        base = _loaded.get((source.name, location, *settings))
         if base is None:
-            base = _loaded[key] = _load(source, device)
+            facts, numbers = describe(source), (*_numbers(location), *settings)
+            model = _models.get(numbers)
+            base = _load(source, facts, device) if model is None else _sharing(model, facts, device)
+            _loaded[(source.name, location, *settings)], _models[numbers] = base, base.model
         return base
 
 
-def _load(source: ModelSource, device: torch.device) -> BaseModel:
-    facts = describe(source)
+def _numbers(location: str) -> tuple[str, ...]:
+    """What makes a model compute what it does: its configuration and its weight files, wherever links lead."""
+    folder = Path(location)
+    files = [*folder.glob("*.safetensors"), *folder.glob("*.bin")]
+    if not files:
+        return (location,)
+    return ((folder / "config.json").read_text(), *sorted(str(file.resolve()) for file in files))
+
+
+def _sharing(model: PreTrainedModel, facts: ModelFacts, device: torch.device) -> BaseModel:
+    return BaseModel(facts, model, adapted_modules(model), device)
+
+
+def _load(source: ModelSource, facts: ModelFacts, device: torch.device) -> BaseModel:
     logging.disable_progress_bar()
     dtype = "auto" if source.dtype == "auto" else getattr(torch, source.dtype)
-    model = AutoModelForCausalLM.from_pretrained(_resolve(source.location), dtype=dtype, attn_implementation="sdpa")
+    model = AutoModelForCausalLM.from_pretrained(resolved(source.location), dtype=dtype, attn_implementation="sdpa")
     model = model.to(device).eval().requires_grad_(False)
     _refuse_unpackable_modules(source.name, model)
     probe_T, expected_TV = _probe(model, facts)
     model.set_attn_implementation(ATTENTION_NAME)
-    modules = _adapted_modules(model)
+    modules = adapted_modules(model)
     adapt_linears(model, [module.name for module in modules])
     recompute_layers(model.get_decoder().layers)
     base = BaseModel(facts, model, modules, device)
@@ -132,7 +151,8 @@ AttentionInterface.register(ATTENTION_NAME, _attention)
 AttentionMaskInterface.register(ATTENTION_NAME, _no_mask)
 
 
-def _resolve(location: str) -> str:
+def resolved(location: str) -> str:
+    """What transformers loads: a folder's path, or a hub id as it is."""
     if location == "demo":
         return str(demo_model_folder())
     folder = Path(location).expanduser()
@@ -174,7 +194,7 @@ def _refuse_unpackable_modules(name: str, model: PreTrainedModel) -> None:
         raise InvalidInput(f"the model {name!r} has an output layer the backend 'peft' does not know")
 
 
-def _adapted_modules(model: PreTrainedModel) -> tuple[AdaptedModule, ...]:
+def adapted_modules(model: PreTrainedModel) -> tuple[AdaptedModule, ...]:
     """Every linear module of the decoder layers, in order, and the output layer last."""
     layers = model.get_decoder().layers
     names = {module: name for name, module in model.named_modules()}

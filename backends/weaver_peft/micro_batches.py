@@ -3,7 +3,7 @@
 Shapes: T packed tokens of a micro-batch, K targets per token.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -34,12 +34,14 @@ class Run:
     stop: int
 
 
-def micro_batches(passes: Sequence[Pass], budget: int) -> Iterator[tuple[Item, ...]]:
-    """Every datum once, in micro-batches of at most `budget` tokens; a longer datum goes alone.
+def micro_batches(passes: Sequence[Pass], budget: int, leaving_out: Collection[int] = ()) -> Iterator[tuple[Item, ...]]:
+    """Every datum once, in micro-batches of at most `budget` tokens; a longer datum goes alone. Those of the passes
+    numbered in `leaving_out` are not there.
 
     Data of one model stay together, and those that need no gradients apart from those that do.
     """
-    items = [_item(number, index, one) for number, one in enumerate(passes) for index in range(len(one.data))]
+    there = [(number, one) for number, one in enumerate(passes) if number not in leaving_out]
+    items = [_item(number, index, one) for number, one in there for index in range(len(one.data))]
     items.sort(key=lambda item: (item.backward, item.model_id, item.targets, item.number, item.index))
     for _, group in groupby(items, key=lambda item: item.backward):
         yield from _filled(group, budget)

@@ -3,22 +3,25 @@
 A pass takes three steps per micro-batch: tokens to hidden states with a graph; hidden states to target logprobs without
 one; then each datum's loss on its logprobs, and its gradient back through the output layer and the graph.
 
+For a loss that sees the whole batch there is a round before that, which computes all logprobs without any graph, so
+that memory does not grow with the batch. The loss is evaluated on those; its gradients go into the round with graphs.
+
 Shapes: T packed tokens of a micro-batch, H hidden size, K targets per token.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import psutil
 import torch
 
 from weaver.backend import Backend, ModelSource, Pass
 from weaver.errors import LossFailed, WeaverError
+from weaver.evaluation import PassOutcome, evaluate, evaluate_batch, shaped_logprobs, targets_of
 from weaver.types import ForwardBackwardResult, LoraSpec, ModelState, OptimParams
 from weaver_peft.base_model import BaseModel, load_base_model
 from weaver_peft.call import Call, Segment
 from weaver_peft.logprobs import Head, Workspace, head_gradients, target_logprobs
-from weaver_peft.loss_evaluation import PassOutcome, evaluate, targets_of
 from weaver_peft.micro_batches import Item, Run, micro_batches, packed_tokens, pieces, runs
 from weaver_peft.packing import PackedAttention
 from weaver_peft.training_model import Gradients, TrainingModel
@@ -38,6 +41,8 @@ class _Attempt:
     outcomes: list[PassOutcome]
     gradients: dict[str, Gradients] = field(default_factory=dict)
     failed: dict[int, WeaverError] = field(default_factory=dict)
+    batches: dict[int, Sequence[torch.Tensor | None]] = field(default_factory=dict)
+    """Of passes whose loss sees the whole batch: what it found, d loss / d logprobs of each datum."""
 
     def add_gradient(self, model_id: str, name: str, gradient: torch.Tensor) -> None:
         staged = self.gradients.setdefault(model_id, {})
@@ -87,10 +92,15 @@ class PeftBackend:
 
     def _attempt(self, passes: Sequence[Pass]) -> _Attempt:
         attempt = _Attempt([PassOutcome(len(one.data)) for one in passes])
-        for items in micro_batches(passes, self._budget):
-            self._run(passes, items, attempt)
+        whole = [number for number, one in enumerate(passes) if one.loss.batch]
+        self._evaluate_batches(passes, whole, attempt)
+        settled = {number for number in whole if not passes[number].backward}
+        for items in micro_batches(passes, self._budget, leaving_out=settled):
             if attempt.failed:
                 return attempt
+            self._run(passes, items, attempt)
+        if attempt.failed:
+            return attempt
         for model_id, gradients in attempt.gradients.items():
             if not all(gradient.isfinite().all() for gradient in gradients.values()):
                 error = LossFailed(f"the gradient of model {model_id} is not finite; nothing of it was kept")
@@ -98,6 +108,22 @@ class PeftBackend:
                     n: error for n, one in enumerate(passes) if one.backward and one.model_id == model_id
                 }
         return attempt
+
+    def _evaluate_batches(self, passes: Sequence[Pass], whole: Sequence[int], attempt: _Attempt) -> None:
+        """Logprobs of all data of the passes numbered `whole`, and then their losses."""
+        forward = [replace(one, backward=False) for one in passes]
+        for items in micro_batches(forward, self._budget, leaving_out=set(range(len(passes))) - set(whole)):
+            self._run(forward, items, attempt)
+        for number in whole:
+            one, outcome = passes[number], attempt.outcomes[number]
+            logprobs = [torch.from_numpy(outcome.logprobs[n]).to(self._base.device) for n in range(len(one.data))]
+            try:
+                evaluated = evaluate_batch(one, logprobs)
+            except WeaverError as error:
+                attempt.failed[number] = error
+                continue
+            outcome.add_batch(evaluated)
+            attempt.batches[number] = evaluated.gradients
 
     def _run(self, passes: Sequence[Pass], items: tuple[Item, ...], attempt: _Attempt) -> None:
         """One micro-batch: forward, losses and, where asked, backward."""
@@ -172,17 +198,25 @@ def _evaluate_piece(passes: Sequence[Pass], piece: Run, logprobs_TK: torch.Tenso
     for item in piece.items:
         one, rows = passes[item.number], slice(start, start + item.tokens)
         start = rows.stop
-        flat = one.data[item.index].loss_fn_inputs["target_tokens"].ndim == 1
-        logprobs = logprobs_TK[rows, 0] if flat else logprobs_TK[rows]
+        logprobs = shaped_logprobs(one, item.index, logprobs_TK[rows])
+        attempt.outcomes[item.number].add_logprobs(item.index, logprobs)
         try:
-            evaluated = evaluate(one, item.index, logprobs)
+            gradient = _gradient_of(one, item, logprobs, attempt)
         except WeaverError as error:
             attempt.failed.setdefault(item.number, error)
             continue
-        attempt.outcomes[item.number].add(item.index, logprobs, evaluated)
-        if evaluated.gradient is not None:
-            gradient_TK[rows] = evaluated.gradient[:, None] if flat else evaluated.gradient
+        if gradient is not None:
+            gradient_TK[rows] = gradient.reshape(item.tokens, -1)
     return gradient_TK
+
+
+def _gradient_of(one: Pass, item: Item, logprobs: torch.Tensor, attempt: _Attempt) -> torch.Tensor | None:
+    """d loss / d logprobs of a datum; None where there is no backward, or the batch is not evaluated yet."""
+    if one.loss.batch:
+        return attempt.batches[item.number][item.index] if item.number in attempt.batches else None
+    evaluated = evaluate(one, item.index, logprobs)
+    attempt.outcomes[item.number].add(item.index, evaluated)
+    return evaluated.gradient
 
 
 def _tokens_that_fit(base: BaseModel) -> int:

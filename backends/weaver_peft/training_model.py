@@ -7,6 +7,7 @@ import torch
 
 from weaver.errors import InvalidInput
 from weaver.types import Adapter, FloatArray, LoraSpec, ModelState, OptimParams
+from weaver_peft.adapters import refuse_other_base_weights
 from weaver_peft.base_model import AdaptedModule, BaseModel
 from weaver_peft.call import LoraPair
 from weaver_peft.lora import initial_pair
@@ -55,13 +56,17 @@ class TrainingModel:
 
     def export(self, *, optimizer: bool) -> ModelState:
         tensors = {name: _copy(parameter) for name, parameter in self.parameters.items()}
-        names = tuple(sorted({module.name.rpartition(".")[2] for module in self.modules}))
+        names = tuple(sorted({last_part(module) for module in self.modules}))
         adapter = Adapter(self.base.facts.name, self.lora, names, tensors)
         return ModelState(adapter, self._optimizer.export() if optimizer else None)
 
     def load(self, state: ModelState) -> None:
         """Replace weights and optimizer state; everything is checked before anything changes."""
-        self._check_same_shapes(state.adapter.tensors, self.parameters, "adapter")
+        others = state.adapter.tensors.keys() - self.parameters.keys()
+        beside = {name: torch.from_numpy(state.adapter.tensors[name]) for name in others if ".lora_" not in name}
+        refuse_other_base_weights("the adapter", beside, self.base)
+        own = {name: tensor for name, tensor in state.adapter.tensors.items() if name not in beside}
+        self._check_same_shapes(own, self.parameters, "adapter")
         if state.optimizer is not None and state.optimizer.step > 0:
             expected = self._optimizer.expected(state.optimizer)
             self._check_same_shapes(state.optimizer.tensors, expected, "optimizer state")
@@ -100,7 +105,21 @@ def trained_modules(base: BaseModel, lora: LoraSpec) -> Sequence[AdaptedModule]:
             raise InvalidInput(
                 f"train_{kind}: {base.facts.name!r} has no linear {kind} modules the backend 'peft' can adapt"
             )
-    return [module for module in base.modules if wanted[module.kind]]
+    asked_for = [module for module in base.modules if wanted[module.kind]]
+    if not lora.only_modules:
+        return asked_for
+    for name in lora.only_modules:
+        if name not in {last_part(module) for module in asked_for}:
+            raise InvalidInput(
+                f"{name!r} is no linear layer of {base.facts.name!r} ({base.facts.architecture}) that the backend "
+                "'peft' can adapt"
+            )
+    return [module for module in asked_for if last_part(module) in lora.only_modules]
+
+
+def last_part(module: AdaptedModule) -> str:
+    """As PEFT's `target_modules` name it."""
+    return module.name.rpartition(".")[2]
 
 
 def _copy(tensor: torch.Tensor) -> FloatArray:

@@ -1,6 +1,7 @@
 """Tinker's requests to weaver's values and results back, with the vendor's own encoder and decoder at the other end."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -170,6 +171,15 @@ WEIGHTS = r"data\[0\].loss_fn_inputs\['weights'\]"
 )
 def test_a_malformed_tensor_is_refused_by_name(tensor, sentence):
     with pytest.raises(InvalidInput, match=WEIGHTS + ".*" + sentence):
+        convert.forward_backward(message_with(tensor))
+
+
+@pytest.mark.parametrize("shape", [[0, 2**62], [1] * 70, [2**62, 0]])
+def test_a_shape_that_no_array_has_is_refused_by_name(shape):
+    """Its values are as many as it says, so only numpy knows better."""
+    values = b"" if 0 in shape else bytes(4)
+    tensor = messages.Tensor(dtype=messages.DType.FLOAT32, shape=shape, dense=values)
+    with pytest.raises(InvalidInput, match=re.escape("data[0].loss_fn_inputs['weights'] declares the shape [")):
         convert.forward_backward(message_with(tensor))
 
 

@@ -14,7 +14,8 @@ from weaver.engine import Engine
 from weaver.engine import engine as engine_module
 from weaver.engine.executor import Executor
 from weaver.engine.fingerprint import fingerprint, parts_of
-from weaver.errors import Forgotten, InvalidInput, LossFailed, SequenceRefused, ServerError, Stopped, UnknownName
+from weaver.errors import Forgotten, InvalidInput, SequenceRefused, ServerError, Stopped, UnknownName
+from weaver.kept import KeptFolders
 from weaver.plugins.echo import EchoBackend
 from weaver.registry import load_registry
 from weaver.store import Store
@@ -87,7 +88,7 @@ class Bench:
         self.data_dir, self.store, self.clock = data_dir, Store("sqlite://"), Clock()
         self.backend = Recording(ModelSource(BASE, "echo:vocab=10,context=64"))
         self.opened = 0
-        executor = Executor(self._open, load_registry(), self.store, data_dir, lambda *_: None)
+        executor = Executor(self._open, load_registry(), self.store, KeptFolders(data_dir), lambda *_: None)
         self.engine = Engine(executor, GAP, self.clock)
 
     def _open(self):
@@ -285,7 +286,7 @@ def test_one_bad_pass_fails_alone(bench):
     good, bad, after = (bench.submit("a", *one) for one in ((1, passes()), (2, passes(loss="ppo")), (3, STEP)))
     bench.run()
     assert good.result().metrics["loss:sum"] > 0
-    with pytest.raises(LossFailed, match="'cross_entropy' only, not 'ppo'"):
+    with pytest.raises(InvalidInput, match="'cross_entropy' only, not 'ppo'"):
         bad.result()
     assert after.result().metrics["grad_norm"] > 0
 
@@ -339,6 +340,17 @@ def test_an_ended_model_takes_nothing_more_and_is_freed_when_its_last_work_is_do
     assert bench.backend.calls == [("passes", "a"), ("drop", "a")]
     with pytest.raises(UnknownName):
         bench.submit("a", 2, STEP)
+
+
+def test_a_backend_that_cannot_free_a_model_does_not_stop_the_others(bench, monkeypatch):
+    """The engine's thread would end, and every client of this base model wait for ever."""
+    bench.model("a"), bench.model("b")
+    monkeypatch.setattr(bench.backend, "drop_model", {}.__getitem__)
+    bench.engine.end_lane("a")
+    bench.run()
+    passed = bench.submit("b", 1, passes())
+    bench.run()
+    assert passed.result().metrics["loss:sum"] > 0
 
 
 def test_saved_and_loaded_states_run_in_their_turn(bench):

@@ -231,6 +231,28 @@ def test_a_number_that_was_refused_as_a_part_is_taken(lane):
         a_pass(lane, 2)
 
 
+def test_a_lane_remembers_which_passes_came_as_one_call(lane):
+    for seq_id in (3, 2, 1, 4, 6, 5):
+        a_pass(lane, seq_id)
+    assert [lane.parts(seq_id) for seq_id in range(1, 7)] == [(1, 2, 3)] * 3 + [(4,)] + [(5, 6)] * 2
+    assert taken(lane) == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_step_sent_ahead_parts_the_passes_around_it(lane):
+    accept(lane, 2)
+    a_pass(lane, 3)
+    a_pass(lane, 1)
+    assert [lane.parts(seq_id) for seq_id in (1, 3)] == [(1,), (3,)]
+
+
+def test_a_part_whose_first_never_came_has_no_call(lane):
+    a_pass(lane, 3)
+    a_pass(lane, 2)
+    assert taken(lane, now=0.0) == []
+    assert lane.head(GAP).seq_id == 2
+    assert [lane.parts(seq_id) for seq_id in (2, 3)] == [(), ()]
+
+
 def test_an_empty_lane_waits_for_nothing(lane):
     assert taken(lane, now=1e9) == []
     assert lane.deadline() is None

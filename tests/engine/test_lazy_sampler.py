@@ -8,6 +8,7 @@ import pytest
 
 from weaver.engine import LazySampler
 from weaver.errors import InvalidInput, Stopped
+from weaver.kept import KeptFolders
 from weaver.sampler import SampleFuture
 from weaver.types import AdapterRef, SampleRequest, SamplingParams
 
@@ -47,7 +48,7 @@ def slow():
 
 @pytest.fixture
 def lazy(slow):
-    sampler = LazySampler(slow.open)
+    sampler = LazySampler(slow.open, KeptFolders(Path()))
     yield sampler
     slow.may_open.set()
     sampler.close()
@@ -103,7 +104,7 @@ def test_what_fails_to_open_fails_those_who_wait_and_is_tried_again(slow):
             raise error
         return slow.open()
 
-    lazy = LazySampler(opened)
+    lazy = LazySampler(opened, KeptFolders(Path()))
     with pytest.raises(InvalidInput, match="no such model"):
         lazy.sample(REQUEST).result(timeout=60)
     lazy.sample(REQUEST)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from weaver.backend import ModelSource, Pass
-from weaver.errors import CheckpointDamaged, InvalidInput, LossFailed
+from weaver.errors import CheckpointDamaged, InvalidInput
 from weaver.loss import Loss
 from weaver.plugins.echo import EchoBackend, EchoSampler, describe
 from weaver.types import (
@@ -84,9 +84,13 @@ def test_gradients_accumulate_and_a_forward_adds_none(backend):
 def test_another_loss_fails_alone(backend):
     ppo = Loss("ppo", function=CROSS_ENTROPY.function)
     failed, result = backend.forward_backward([one_pass([1], [1], loss=ppo), one_pass([1], [1])])
-    assert isinstance(failed, LossFailed)
+    assert isinstance(failed, InvalidInput)
     assert "'cross_entropy' only, not 'ppo'" in str(failed)
     assert "loss:sum" in result.metrics
+
+
+def test_a_model_that_is_not_there_can_be_dropped(backend):
+    backend.drop_model("never made")
 
 
 def test_a_state_goes_on_where_it_was_saved(backend):

@@ -64,14 +64,15 @@ class Client(tinker.ServiceClient):
 class Server:
     """A server in threads of this process; `restart` gives its data directory to a new one on another port."""
 
-    def __init__(self, folders, data_dir, clock=time.time, ticks=time.monotonic):
+    def __init__(self, folders, data_dir, clock=time.time, ticks=time.monotonic, **settings):
         self.folders, self.data_dir = folders, Path(data_dir)
-        self.clock, self.ticks = clock, ticks
+        self.clock, self.ticks, self.settings = clock, ticks, settings
         self.start()
 
     def start(self):
         models = tuple(ModelSource(name, str(folder), "cpu") for name, folder in self.folders.items())
-        self.service = Service(Config(models=models, data_dir=self.data_dir), None, self.clock, self.ticks)
+        config = Config(models=models, data_dir=self.data_dir, **self.settings)
+        self.service = Service(config, None, self.clock, self.ticks)
         self._app = create_app(self.service)
         self._socket = listening_socket("127.0.0.1", 0)
         self._socket.listen(512)  # connections wait from here on: nobody needs to poll for readiness
@@ -103,6 +104,11 @@ class Server:
     def tensors(self, path):
         """The adapter tensors of a checkpoint, by PEFT's names."""
         return load_file(self.folder(path) / "adapter_model.safetensors")
+
+
+@pytest.fixture(scope="session")
+def server_class():
+    return Server
 
 
 @pytest.fixture(scope="module")
@@ -156,10 +162,10 @@ def service_client(server):
 class Reference:
     """The independent computation: transformers + peft, one unpadded datum at a time, loss formulas written out."""
 
-    def __init__(self, base_folder, adapter_folder):
+    def __init__(self, base_folder, adapter_folder, alpha=32):
         base = AutoModelForCausalLM.from_pretrained(base_folder, dtype=torch.float32)
         config = json.loads((Path(adapter_folder) / "adapter_config.json").read_text())
-        assert config["lora_alpha"] == 32
+        assert config["lora_alpha"] == alpha
         self.model = PeftModel.from_pretrained(base, adapter_folder, is_trainable=True).eval()
 
     def logprobs(self, datum):
@@ -255,6 +261,12 @@ def reference(server, folders):
         return Reference(folders[base_model], server.folder(path))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def reference_of():
+    """The reference of an adapter folder."""
+    return Reference
 
 
 @pytest.fixture(scope="session")

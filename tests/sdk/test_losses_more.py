@@ -53,6 +53,22 @@ def test_gspo_agrees_with_its_formula(trained, reference, measured, data, assert
     assert_same_gradients(measured(client), expected)
 
 
+@pytest.mark.parametrize("given", [{}, {"clip_low_threshold": 0.8}, {"clip_high_threshold": 1.2}])
+def test_gspo_clips_at_ppos_thresholds_where_none_are_given(trained, measured, data, assert_same_gradients, given):
+    client, batch = trained(), [data.datum(length, **POLICY) for length in (9, 20, 5, 14)]
+    outputs = client.forward(batch, "importance_sampling").result().loss_fn_outputs
+    ratios = (0.79, 0.81, 1.19, 1.21)
+    lps = [out["logprobs"].to_numpy() - np.float32(np.log(ratio)) for out, ratio in zip(outputs, ratios)]
+    batch = [masked(with_input(datum, logprobs=lp), 0) for datum, lp in zip(batch, lps)]
+    expected = client.forward_backward(batch, "gspo", {"clip_low_threshold": 0.8, "clip_high_threshold": 1.2}).result()
+    gradients = measured(client)
+    found = client.forward_backward(batch, "gspo", given or None).result()
+    assert found.metrics["loss:sum"] == expected.metrics["loss:sum"]
+    assert_same_gradients(measured(client), gradients)
+    unclipped = client.forward(batch, "gspo", {"clip_low_threshold": 0.0, "clip_high_threshold": 9.0}).result()
+    assert unclipped.metrics["loss:sum"] != pytest.approx(found.metrics["loss:sum"], rel=1e-3)
+
+
 def test_gspo_on_its_own_logprobs_has_the_gradient_of_importance_sampling(
     trained, measured, data, assert_same_gradients
 ):
@@ -68,8 +84,7 @@ def test_gspo_on_its_own_logprobs_has_the_gradient_of_importance_sampling(
 @pytest.mark.parametrize(
     ("change", "config", "message"),
     [
-        (lambda d: d, {}, r"loss_fn_config\['clip_low_threshold'\] is missing; the loss 'gspo' has no default"),
-        (lambda d: d, {"clip_low_threshold": 0.5}, r"loss_fn_config\['clip_high_threshold'\] is missing"),
+        (lambda d: d, {"clip_low_threshold": -0.5}, r"loss_fn_config\['clip_low_threshold'\] is -0.5"),
         (
             lambda d: with_input(d, sequence_ratio_mask=np.ones(2, np.float32)),
             CLIP,
@@ -78,7 +93,7 @@ def test_gspo_on_its_own_logprobs_has_the_gradient_of_importance_sampling(
         (
             lambda d: with_input(d, sequence_ratio_mask=np.zeros(5, np.float32)),
             CLIP,
-            r"the loss 'gspo' failed on data\[0\]: .*sequence_ratio_mask is 0 everywhere",
+            r"the loss 'gspo' of weaver.plugins.losses failed on data\[0\]: .*sequence_ratio_mask is 0 everywhere",
         ),
         (
             lambda d: with_input(d, target_tokens=np.ones((5, 2), np.int64)),

@@ -5,7 +5,9 @@ from click.testing import CliRunner
 
 from weaver.backend import ModelSource
 from weaver.errors import InvalidInput
-from weaver.server.cli import is_loopback, model_sources, weaver
+from weaver.server import cli
+from weaver.server.cli import is_loopback, weaver
+from weaver.server.model_sources import model_sources
 from weaver.server.serve import listening_socket, url_of
 
 
@@ -57,3 +59,19 @@ def test_a_taken_port_is_refused_by_name():
             InvalidInput, match=f"cannot listen on --host 127.0.0.1 --port {port}: Address already in use"
         ):
             listening_socket("127.0.0.1", port)
+
+
+def test_leases_and_import_directories_reach_the_server(monkeypatch, tmp_path):
+    configs = []
+    monkeypatch.setattr(cli, "run_server", lambda config, *_: configs.append(config))
+    options = ["--data-dir", str(tmp_path), "--lease-seconds", "12.5", "--import-dir", str(tmp_path)]
+    assert CliRunner().invoke(weaver, ["serve", *options]).exit_code == 0
+    assert CliRunner().invoke(weaver, ["serve", "--data-dir", str(tmp_path)]).exit_code == 0
+    assert [(one.lease_seconds, one.import_dirs) for one in configs] == [(12.5, (tmp_path,)), (3600.0, ())]
+
+
+@pytest.mark.parametrize("options", [("--lease-seconds", "0"), ("--import-dir", "nowhere/at/all")])
+def test_a_lease_without_length_and_a_directory_that_is_not_there_are_refused(options):
+    result = CliRunner().invoke(weaver, ["serve", *options])
+    assert result.exit_code == 2
+    assert options[0] in result.output

@@ -11,6 +11,7 @@ from weaver.server.app import create_app
 OPEN = {
     "/api/v1/healthz",
     "/api/v1/external_weights/{run}/{name}/{file}",  # signed links
+    "/api/v1/archives/{run}/{kind}/{name}.tar",
     "/api/v1/sessions/{session_id}/trace",
 }
 

@@ -181,9 +181,9 @@ def test_a_body_that_is_no_json_object_is_refused(app, body, sentence):
 
 
 def test_a_pass_in_another_format_or_encoding_is_refused_by_name(app):
-    answer = posted(app, "/forward_backward", json={})
+    answer = posted(app, "/forward_backward", content=b"", headers={"Content-Type": "text/csv"})
     assert answer.status_code == 400
-    assert answer.json()["detail"].startswith("Content-Type is 'application/json'; this server reads")
+    assert answer.json()["detail"].startswith("Content-Type is 'text/csv'; this server reads forward_backward as")
     answer = posted(
         app, "/forward_backward", content=gzip.compress(b""), headers=PROTOBUF | {"Content-Encoding": "gzip"}
     )
@@ -333,3 +333,11 @@ def test_ids_with_colons_find_their_sampler_and_session(app, service):
     service.error = None
     assert posted(app, "/sessions/a:b/finish", json=finish).status_code == 200
     assert service.calls == [("sampler_info", ("s:sample:0",), {}), ("finish_session", ("a:b", "errored", None), {})]
+
+
+def test_a_refused_poll_for_many_samples_drops_no_result(app, service):
+    service.error = Forgotten("no such sampler")
+    target = {"type": "sampling_session", "sampling_session_id": "s"}
+    answer = posted(app, "/retrieve_futures", json={"target": target, "retrieved_request_ids": ["r"]})
+    assert answer.status_code == 410
+    assert [name for name, _, _ in service.calls] == ["settled_samples"]

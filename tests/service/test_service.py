@@ -164,3 +164,13 @@ def test_a_retried_create_keeps_the_seed_it_drew(service):
         service.create_model(session_id, 0, MODEL, LoraSpec(rank=3))
     with pytest.raises(SequenceRefused, match="has another user_metadata"):
         service.create_model(session_id, 0, MODEL, LoraSpec(rank=2), {"a": "b"})
+
+
+def test_what_is_asked_of_nobody_is_not_remembered(service):
+    """Each made-up id would stay for as long as the server runs."""
+    before = dict(service.sessions._leases._heard)
+    with pytest.raises(Forgotten):
+        service.sample("nobody:sample:0", 0, prompt=PROMPT)
+    with pytest.raises(UnknownName):
+        service.submit("nobody:train:0", 1, OptimStep(AdamParams()))
+    assert service.sessions._leases._heard == before

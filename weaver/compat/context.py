@@ -6,6 +6,8 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from weaver.errors import NotAuthenticated, PluginBroken
+from weaver.operators import Authenticator
 from weaver.service import Service
 
 
@@ -20,6 +22,23 @@ class ServerContext:
     api_keys: tuple[str, ...] = ()
     poll_seconds: float = 30.0
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def admit(self, request: Request) -> None:
+        """Ask every plugin that says who may come in. Raises what one of them raises: NotAuthenticated to keep out."""
+        headers = dict(request.headers)
+        for authenticator in self.service.authenticators():
+            request.state.user = await asyncio.to_thread(_asked, authenticator, headers)
+
+
+def _asked(authenticator: Authenticator, headers: dict[str, str]) -> str:
+    try:
+        return authenticator.authenticate(headers)
+    except NotAuthenticated:
+        raise
+    except Exception as error:
+        raise PluginBroken(
+            f"the authenticator {authenticator.name!r} failed: {type(error).__name__}: {error}; tell its operator"
+        ) from error
 
 
 async def _context(request: Request) -> ServerContext:

@@ -5,18 +5,26 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from typing import Final
 
+from weaver.engine.calls import apart, merged
 from weaver.engine.executor import Executor
 from weaver.engine.fingerprint import Fingerprint
 from weaver.engine.lane import Lane, Refusal, Work
-from weaver.errors import Forgotten, ServerError, Stopped, UnknownName, UserError, WeaverError
-from weaver.types import CreateFromState, CreateModel, ForwardBackward, Operation
+from weaver.errors import Forgotten, InvalidInput, ServerError, Stopped, UnknownName, UserError, WeaverError
+from weaver.types import CreateFromState, CreateModel, ForwardBackward, ForwardBackwardResult, Operation
 
 STEP_TOKENS = 16_384
 """How many tokens of passes one step takes, at most one pass more: what other models wait for their turn."""
 
+_INCOMPLETE: Final = (
+    "the first part of this call never arrived, and its loss must see all data of the call; send the whole call again"
+)
+
 log = logging.getLogger(__name__)
-Taken = list[tuple[Lane, Work]]
+Call = tuple[Work, ...]
+"""One operation, or the parts of a pass whose loss must see them all."""
+Taken = list[tuple[Lane, Call]]
 
 
 class Engine:
@@ -77,11 +85,10 @@ class Engine:
         taken = self._take()
         if not taken:
             return False
-        passes = [(lane, work) for lane, work in taken if isinstance(work.operation, ForwardBackward)]
-        if passes:
-            self._run_passes(passes)
+        if isinstance(taken[0][1][0].operation, ForwardBackward):
+            self._run_passes(taken)
         else:
-            for lane, work in taken:
+            for lane, (work,) in taken:
                 self._run_barrier(lane, work)
         return True
 
@@ -132,36 +139,48 @@ class Engine:
             heads = [(lane, work) for lane in self._lanes.values() if (work := lane.head(now))]
             barriers = [lane for lane, work in heads if not isinstance(work.operation, ForwardBackward)]
             if barriers:
-                return [(lane, lane.pop()) for lane in barriers]
+                return [(lane, (lane.pop(),)) for lane in barriers]
             return list(self._take_passes([lane for lane, _ in heads], now))
 
-    def _take_passes(self, lanes: list[Lane], now: float) -> Iterator[tuple[Lane, Work]]:
+    def _take_passes(self, lanes: list[Lane], now: float) -> Iterator[tuple[Lane, Call]]:
         tokens = 0
         for lane in lanes:
             if tokens >= STEP_TOKENS:
                 return  # this lane and those after it keep their places before those that have had their turn
             self._lanes.move_to_end(lane.model_id)
             while (work := lane.head(now)) and isinstance(work.operation, ForwardBackward) and tokens < STEP_TOKENS:
-                tokens += sum(len(datum.tokens_T) for datum in work.operation.data)
-                yield lane, lane.pop()
+                if call := self._take_call(lane, work):
+                    tokens += sum(len(datum.tokens_T) for part in _passes(call) for datum in part.data)
+                    yield lane, call
+
+    def _take_call(self, lane: Lane, head: Work) -> Call:
+        """The head, with the other parts of its call where its loss must see them all. Where it must and the first part
+        never came, nothing: the head has failed."""
+        parts = lane.parts(head.seq_id)
+        if parts == (head.seq_id,) or not any(map(self._executor.sees_batch, _passes((head,)))):
+            return (lane.pop(),)
+        if not parts:
+            lane.pop().future.set_exception(InvalidInput(_INCOMPLETE))
+        return tuple(lane.pop() for _ in parts)
 
     def _run_passes(self, taken: Taken) -> None:
-        ready = [(lane, work) for lane, work in taken if not _settle_broken(lane, work)]
-        operations = [
-            (lane.model_id, work.operation) for lane, work in ready if isinstance(work.operation, ForwardBackward)
-        ]
+        ready = [(lane, call) for lane, call in taken if not _settle_broken(lane, call)]
+        whole, runnable = [], []
+        for lane, call in ready:
+            try:
+                whole.append((lane.model_id, merged(_passes(call))))
+                runnable.append(call)
+            except InvalidInput as error:
+                _settle(call, error)
         try:
-            results = self._executor.run_passes(operations) if operations else ()
+            outcomes = self._executor.run_passes(whole) if whole else ()
         except Exception as error:  # noqa: BLE001 -- whatever a backend raises becomes these operations' failure
-            results = [_as_weaver_error(error)] * len(ready)
-        for (_, work), result in zip(ready, results, strict=True):
-            if isinstance(result, WeaverError):
-                work.future.set_exception(result)
-            else:
-                work.future.set_result(result)
+            outcomes = [_as_weaver_error(error)] * len(whole)
+        for call, outcome in zip(runnable, outcomes, strict=True):
+            _settle(call, outcome)
 
     def _run_barrier(self, lane: Lane, work: Work) -> None:
-        if _settle_broken(lane, work):
+        if _settle_broken(lane, (work,)):
             return
         try:
             work.future.set_result(self._executor.run(lane.model_id, work.operation))
@@ -177,14 +196,30 @@ class Engine:
             for model_id in ended:
                 del self._lanes[model_id]
         for model_id in ended:
-            self._executor.drop_model(model_id)
+            try:
+                self._executor.drop_model(model_id)
+            except Exception:  # every other model still waits for this thread
+                log.exception("the backend could not free the model %s", model_id)
 
 
-def _settle_broken(lane: Lane, work: Work) -> bool:
+def _passes(call: Call) -> list[ForwardBackward]:
+    return [work.operation for work in call if isinstance(work.operation, ForwardBackward)]
+
+
+def _settle(call: Call, outcome: ForwardBackwardResult | WeaverError) -> None:
+    for work, mine in zip(call, apart(outcome, _passes(call)), strict=True):
+        if isinstance(mine, WeaverError):
+            work.future.set_exception(mine)
+        else:
+            work.future.set_result(mine)
+
+
+def _settle_broken(lane: Lane, call: Call) -> bool:
     """Fail work of a model that could not be created."""
     if lane.failure is None:
         return False
-    work.future.set_exception(type(lane.failure)(f"model {lane.model_id} could not be created: {lane.failure}"))
+    for work in call:
+        work.future.set_exception(type(lane.failure)(f"model {lane.model_id} could not be created: {lane.failure}"))
     return True
 
 

@@ -7,10 +7,12 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
+from weaver.adapter_folders import SCHEME, ImportDirs
 from weaver.backend import Backend, Pass
-from weaver.checkpoints import checkpoint_folder, delete_checkpoint, read_checkpoint, write_checkpoint, write_export
+from weaver.checkpoints import read_checkpoint, write_checkpoint, write_export
 from weaver.encryption import sealer
 from weaver.errors import AlreadyExists, InvalidInput, UnknownName, WeaverError
+from weaver.kept import KeptFolders
 from weaver.loss import Loss
 from weaver.store import Store
 from weaver.types import (
@@ -57,10 +59,17 @@ class Executor:
     """What the engine's thread does with work. The backend is opened on first use."""
 
     def __init__(
-        self, open_backend: Callable[[], Backend], losses: Losses, store: Store, data_dir: Path, publish: Publish
+        self,
+        open_backend: Callable[[], Backend],
+        losses: Losses,
+        store: Store,
+        folders: KeptFolders,
+        publish: Publish,
+        import_dirs: ImportDirs = ImportDirs(),  # noqa: B008
     ) -> None:
-        self._open_backend, self._losses, self._store, self._data_dir = open_backend, losses, store, data_dir
-        self._publish = publish
+        self._open_backend, self._losses, self._store = open_backend, losses, store
+        self._folders, self._data_dir = folders, folders.data_dir
+        self._publish, self._import_dirs = publish, import_dirs
         self.opening = False  # read by any thread
         self._opened: Backend | None = None
 
@@ -69,6 +78,13 @@ class Executor:
     ) -> Sequence[ForwardBackwardResult | WeaverError]:
         """Passes of any models together; each with its result or its error."""
         return self._backend.forward_backward([self._resolved(model_id, operation) for model_id, operation in passes])
+
+    def sees_batch(self, operation: ForwardBackward) -> bool:
+        """Whether its loss must see all data of a call, also of one that a client sent in parts."""
+        try:
+            return self._losses.loss(operation.loss).batch
+        except UnknownName:  # that is for `run_passes` to say
+            return False
 
     def run(self, model_id: str, operation: Operation) -> Result:
         """One operation that is a barrier in its lane."""
@@ -115,12 +131,17 @@ class Executor:
         return Pass(model_id, operation.data, loss, loss.effective_config(operation.config), operation.backward)
 
     def _load_state(self, model_id: str, operation: LoadState) -> StateLoaded:
-        state = self._read(operation.path, operation.optimizer)
         model = self._store.model(model_id)
+        state = self._read(operation.path, operation.optimizer, "" if model is None else model["base_model"])
         if model is not None and model["base_model"] != state.adapter.base_model:
             raise InvalidInput(
                 f"path {operation.path!r} was trained on {state.adapter.base_model!r}, this model on "
                 f"{model['base_model']!r}: their weights mean different things"
+            )
+        if model is not None and model["lora"]["alpha"] != state.adapter.lora.alpha:
+            raise InvalidInput(
+                f"path {operation.path!r} has lora_alpha {state.adapter.lora.alpha}, this model "
+                f"{model['lora']['alpha']}: create a training client from it instead"
             )
         if state.optimizer is not None and state.optimizer.step and state.optimizer.kind != self._kind_of(model_id):
             raise InvalidInput(
@@ -131,7 +152,9 @@ class Executor:
         return StateLoaded(model_id, operation.path)
 
     def _create_from_state(self, model_id: str, operation: CreateFromState) -> StateLoaded:
-        state = self._read(operation.path, operation.optimizer)
+        state = self._read(operation.path, operation.optimizer, operation.base_model)
+        if state.adapter.lora != operation.lora:
+            raise InvalidInput(f"path {operation.path!r} has changed since the request was accepted; ask again")
         self._backend.create_model(model_id, operation.lora)
         try:
             self._backend.import_state(model_id, state)
@@ -140,11 +163,13 @@ class Executor:
             raise
         return StateLoaded(model_id, operation.path)
 
-    def _read(self, path: str, optimizer: bool) -> ModelState:
+    def _read(self, path: str, optimizer: bool, base_model: str) -> ModelState:
+        if path.startswith(SCHEME):
+            return self._import_dirs.read(path, base_model)
         row = self._store.checkpoint(path)
         if row is None:
             raise UnknownName(f"there is no checkpoint {path!r}, or it has expired")
-        return read_checkpoint(self._data_dir / row["folder"], optimizer=optimizer)
+        return read_checkpoint(self._folders.local(self._data_dir / row["folder"]), optimizer=optimizer)
 
     def _save_state(self, model_id: str, operation: SaveState) -> StateSaved:
         state = self._backend.export_state(model_id, optimizer=True)
@@ -176,9 +201,12 @@ class Executor:
             raise AlreadyExists(
                 f"{path} exists and never changes; choose another name (or overwrite=True in save_state)"
             )
-        folder = checkpoint_folder(self._data_dir, model_id, kind, operation.name)
+        folder = self._folders.new(model_id, kind, operation.name)
         size_bytes, now = write(folder, state), self._store.clock()
+        self._folders.keep(folder)
+        sampled = kind == SAMPLER  # somebody may sample still from an expired one
         replaced = self._store.put_checkpoint(
+            discard_replaced=sampled,
             path=path,
             model_id=model_id,
             kind=kind,
@@ -192,8 +220,8 @@ class Executor:
             user_metadata=dict(operation.user_metadata),
             optimizer=self._kind_of(model_id),
         )
-        if replaced is not None:
-            delete_checkpoint(self._data_dir / replaced["folder"])
+        if replaced is not None and not sampled:
+            self._folders.delete_if_possible(self._data_dir / replaced["folder"])
         return StateSaved(path)
 
     def _kind_of(self, model_id: str) -> str:

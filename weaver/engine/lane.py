@@ -61,6 +61,7 @@ class Lane:
 
     What arrives while a lower number is missing is a part of the call that begins with that number: Tinker's SDK splits
     a large pass, and sends its first part when all others are acknowledged. When one part is refused, none counts.
+    `parts` gives the numbers of a call's passes, for a loss that must see them all.
     """
 
     def __init__(self, model_id: str, gap_seconds: float) -> None:
@@ -75,6 +76,7 @@ class Lane:
         self._gap_since: float | None = None
         self._missing = 0
         self._parts: list[int] = []
+        self._calls: dict[int, tuple[int, ...]] = {}
         self._refused_part: UserError | None = None
 
     def accept(self, seq_id: int, operation: Operation, fingerprint: Fingerprint) -> Work | str:
@@ -138,8 +140,14 @@ class Lane:
     def pop(self) -> Work:
         """Take the head."""
         work = self._waiting.pop(self._next)
+        self._calls.pop(self._next, None)
         self._advance(self._next + 1)
         return work
+
+    def parts(self, seq_id: int) -> tuple[int, ...]:
+        """The consecutive numbers, from the first on, of the passes that came as one call with this one; only its own
+        for one that came alone, none for a part whose first never came."""
+        return self._calls.get(seq_id, (seq_id,))
 
     def drain(self) -> list[Work]:
         """Take everything that waits, in order."""
@@ -167,7 +175,7 @@ class Lane:
             self._gap_since = now
         if now - self._gap_since < self._gap_seconds:
             return False
-        self._end_call()
+        self._end_call(complete=False)
         self._advance(min(self._waiting.keys() | {seq for seq in self._tombstones if seq > self._next}))
         return True
 
@@ -177,8 +185,9 @@ class Lane:
             self._missing += 1
         return self._missing
 
-    def _end_call(self) -> None:
-        """All parts of a call are here. Where one was refused, the others fail; none of them can have run."""
+    def _end_call(self, *, complete: bool = True) -> None:
+        """All parts of a call are here, or (not `complete`) its first was given up. Where one was refused, the others
+        fail; none of them can have run."""
         if error := self._refused_part:
             for seq_id in self._parts:
                 work = self._waiting[seq_id]
@@ -186,7 +195,20 @@ class Lane:
                     del self._waiting[seq_id]
                     self._tombstones.add(seq_id)
                     work.future.set_exception(InvalidInput(f"another part of the same call was refused: {error}"))
+        self._note_parts(complete)
         self._parts, self._refused_part = [], None
+
+    def _note_parts(self, complete: bool) -> None:
+        """Remember which of the parts are passes that follow each other, or that the first of them never came."""
+        waiting = [self._waiting[seq_id] for seq_id in sorted(self._parts) if seq_id in self._waiting]
+        together: tuple[int, ...] = ()
+        for work in waiting:
+            if not isinstance(work.operation, ForwardBackward):
+                continue
+            follows = together and work.seq_id == together[-1] + 1
+            together = (*together, work.seq_id) if follows else (work.seq_id,)
+            if len(together) > 1 or not complete:
+                self._calls.update(dict.fromkeys(together, together if complete else ()))
 
     def _advance(self, seq_id: int) -> None:
         self._next, self._gap_since = seq_id, None

@@ -6,6 +6,7 @@ from concurrent.futures import Future
 
 from weaver.checkpoints import check_checkpoint
 from weaver.errors import Stopped
+from weaver.kept import KeptFolders
 from weaver.sampler import SampleFuture, Sampler
 from weaver.types import AdapterRef, SampleRequest, SampleResult
 
@@ -14,8 +15,8 @@ class LazySampler:
     """Keeps requests that come while the sampler opens, or while an adapter's files are compared with their manifest
     before its first use. What failed fails them, and is tried again with the next."""
 
-    def __init__(self, open_sampler: Callable[[], Sampler]) -> None:
-        self._open_sampler = open_sampler
+    def __init__(self, open_sampler: Callable[[], Sampler], folders: KeptFolders) -> None:
+        self._open_sampler, self._folders = open_sampler, folders
         self._lock = threading.Lock()
         self._opening: Future[Sampler] | None = None
         self._adapters: dict[str, Future[Sampler]] = {}
@@ -73,7 +74,9 @@ class LazySampler:
             known = self._adapters.get(adapter.adapter_id)
             if known is None or _failed(known):
                 known = self._adapters[adapter.adapter_id] = Future()
-                threading.Thread(target=_check, args=(adapter, opening, known), name="weaver-check-adapter").start()
+                threading.Thread(
+                    target=self._check, args=(adapter, opening, known), name="weaver-check-adapter"
+                ).start()
             return known
 
     def _open(self, opening: "Future[Sampler]") -> None:
@@ -82,17 +85,16 @@ class LazySampler:
         except Exception as error:  # noqa: BLE001 -- whatever opening raises is what the waiting requests fail with
             opening.set_exception(error)
 
+    def _check(self, adapter: AdapterRef, opening: "Future[Sampler]", checked: "Future[Sampler]") -> None:
+        try:
+            check_checkpoint(self._folders.local(adapter.folder))
+            checked.set_result(opening.result())
+        except Exception as error:  # noqa: BLE001 -- whatever it is, the waiting requests fail with it
+            checked.set_exception(error)
+
 
 def _failed(future: "Future[Sampler]") -> bool:
     return future.done() and future.exception() is not None
-
-
-def _check(adapter: AdapterRef, opening: "Future[Sampler]", checked: "Future[Sampler]") -> None:
-    try:
-        check_checkpoint(adapter.folder)
-        checked.set_result(opening.result())
-    except Exception as error:  # noqa: BLE001 -- whatever it is, the waiting requests fail with it
-        checked.set_exception(error)
 
 
 def _pass_on(opening: "Future[Sampler]", request: SampleRequest, outer: SampleFuture) -> None:

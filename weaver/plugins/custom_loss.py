@@ -26,7 +26,7 @@ _INPUT: Final = re.compile(r"[a-z_][a-z0-9_]{0,63}")
 _NODE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 
 
-def custom(logprobs: "Tensor", inputs: Mapping[str, "Tensor"], config: Mapping[str, float]) -> "Tensor":
+def custom(logprobs: "Tensor", inputs: Mapping[str, "Tensor"], config: Mapping[str, Any]) -> "Tensor":
     """The name `custom` alone computes nothing; `loss_of` makes the losses that do."""
     raise InvalidInput("the loss 'custom' needs a graph")
 
@@ -42,6 +42,7 @@ def loss_of(graph: LossGraph) -> Loss:
         description="a function that a client traced",
         target_ranks=(graph.inputs[0].rank,),
         carries_others=True,
+        graph=graph,
     )
 
 
@@ -53,7 +54,7 @@ class _Traced:
         self._interpreter: LossFunction | None = None
 
     def __call__(
-        self, logprobs: "Tensor", inputs: Mapping[str, "Tensor"], config: Mapping[str, float]
+        self, logprobs: "Tensor", inputs: Mapping[str, "Tensor"], config: Mapping[str, Any]
     ) -> "Tensor | LossOutput":
         if self._interpreter is None:
             self._interpreter = _interpreter(self._graph)

@@ -15,7 +15,7 @@ from typing import Final
 import numpy as np
 
 from weaver.backend import BackendFactory, ModelFacts, ModelSource, Pass
-from weaver.errors import CheckpointDamaged, InvalidInput, LossFailed, WeaverError
+from weaver.errors import CheckpointDamaged, InvalidInput, WeaverError
 from weaver.hookspecs import hookimpl
 from weaver.loss import TARGET_TOKENS
 from weaver.sampler import SampleFuture, SamplerFactory
@@ -93,7 +93,7 @@ class EchoBackend:
         self._models[model_id] = _Model(lora, np.zeros(self._facts.vocabulary_size, np.float32))
 
     def drop_model(self, model_id: str) -> None:
-        del self._models[model_id]
+        self._models.pop(model_id, None)
 
     def forward_backward(self, passes: Sequence[Pass]) -> Sequence[ForwardBackwardResult | WeaverError]:
         return [self._run(one) for one in passes]
@@ -101,7 +101,9 @@ class EchoBackend:
     def _run(self, one: Pass) -> ForwardBackwardResult | WeaverError:
         """Cross-entropy by its own formula: a loss function needs torch tensors, which this backend does without."""
         if one.loss.name != "cross_entropy":
-            return LossFailed(f"the backend 'echo' computes the loss 'cross_entropy' only, not {one.loss.name!r}")
+            return InvalidInput(
+                f"loss_fn: the backend 'echo' computes the loss 'cross_entropy' only, not {one.loss.name!r}"
+            )
         model = self._models[one.model_id]
         logprobs_V = _log_softmax(model.bias_V)
         logprobs = tuple(logprobs_V[datum.loss_fn_inputs[TARGET_TOKENS]] for datum in one.data)
@@ -140,6 +142,8 @@ class EchoBackend:
         return ModelState(adapter, OptimizerState(model.step, moments) if optimizer else None)
 
     def import_state(self, model_id: str, state: ModelState) -> None:
+        if state.adapter.tensors.keys() != {_TENSOR}:
+            raise InvalidInput(f"the backend 'echo' loads {_TENSOR!r} only, and the state has other weights")
         model = _Model(self._models[model_id].lora, state.adapter.tensors[_TENSOR].copy())
         if state.optimizer:
             model.step = state.optimizer.step

@@ -35,7 +35,7 @@ class Interpreter:
         self._bounded: set[object] = set()
 
     def __call__(
-        self, logprobs: torch.Tensor, inputs: Mapping[str, torch.Tensor], config: Mapping[str, float]
+        self, logprobs: torch.Tensor, inputs: Mapping[str, torch.Tensor], config: Mapping[str, Any]
     ) -> LossOutput:
         given = [logprobs.cpu(), *(inputs[one.name].cpu() for one in self._graph.inputs[1:])]
         shapes = tuple((tensor.shape, tensor.dtype) for tensor in given)

@@ -7,7 +7,7 @@ Everything is summed over tokens and targets; the input arrays have the shape of
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from weaver.errors import InvalidInput
 from weaver.hookspecs import hookimpl
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Inputs = Mapping[str, "Tensor"]
-Config = Mapping[str, float]
+Config = Mapping[str, Any]
 
 WEIGHTS = LossInput("weights", description="any signed or fractional number per target; never a mask, never normalised")
 SAMPLED_LOGPROBS = LossInput("logprobs", description="the log probability each target was sampled with")
@@ -81,7 +81,7 @@ def _ratio(logprobs: Tensor, inputs: Inputs) -> Tensor:
     return (logprobs - inputs["logprobs"]).exp()
 
 
-def _clip(low: float | None, high: float | None) -> tuple[ConfigField, ConfigField]:
+def _clip(low: float, high: float) -> tuple[ConfigField, ConfigField]:
     return (
         ConfigField("clip_low_threshold", low, minimum=0.0, description="the ratio's lower bound"),
         ConfigField("clip_high_threshold", high, minimum=0.0, description="the ratio's upper bound"),
@@ -126,8 +126,8 @@ def weaver_losses() -> Iterable[Loss]:
         "gspo",
         gspo,
         (*POLICY_GRADIENT, IN_SEQUENCE),
-        _clip(None, None),
-        "-min(s · A, clamp(s) · A) with the sequence's mean ratio s; no default thresholds: they depend on its length",
+        _clip(0.8, 1.2),
+        "-min(s · A, clamp(s) · A) with the sequence's mean ratio s; long sequences want thresholds far nearer to 1",
         "Zheng et al. 2025, arXiv:2507.18071 (GSPO-token)",
         target_ranks=(1,),
     )

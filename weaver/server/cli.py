@@ -9,13 +9,17 @@ import click
 from pydantic import ValidationError
 
 from weaver import __version__
-from weaver.backend import ModelSource
-from weaver.config import Config, default_data_dir, disabled_plugins, prepare_threads
+from weaver.config import Config, default_data_dir, disabled_plugins, prepare_threads, strict_plugins
 from weaver.errors import InvalidInput, WeaverError
+from weaver.server.adapter_cli import adapter
+from weaver.server.backend_flags import ServeCommand, given_options
+from weaver.server.model_sources import model_sources
+from weaver.server.plugins_cli import plugins
+from weaver.server.run_cli import run
 from weaver.server.serve import serve as run_server
+from weaver.server.workbench_cli import workbench
+from weaver.types import OptionValue
 
-DEMO_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
-DEMO_LOCATION = "demo"
 _KEY_PREFIX = "tml-"
 
 
@@ -25,7 +29,12 @@ def weaver() -> None:
     """Fine-tune language models with your own loop, on your own machines."""
 
 
-@weaver.command()
+weaver.add_command(adapter)
+weaver.add_command(run)
+weaver.add_command(plugins)
+
+
+@weaver.command(cls=ServeCommand)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one.")
 @click.option(
@@ -37,20 +46,51 @@ def weaver() -> None:
 )
 @click.option("--data-dir", type=click.Path(file_okay=False, path_type=Path), help="Where checkpoints are kept.")
 @click.option("--backend", default="peft", show_default=True, help="The training backend.")
+@click.option(
+    "--backend-option",
+    "backend_options",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="A setting of the backend's own; repeatable. Those at the end of this list are such ones.",
+)
 @click.option("--sampler", default="embedded", show_default=True, help="The sampler.")
 @click.option("--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda"]))
 @click.option("--dtype", default="auto", show_default=True, type=click.Choice(["auto", "float32", "bfloat16"]))
 @click.option("--api-key", "api_keys", multiple=True, metavar="KEY", help="A key clients must show; repeatable.")
+@click.option(
+    "--import-dir",
+    "import_dirs",
+    multiple=True,
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="A directory below which clients may name PEFT adapters to train from, as file:/...; repeatable.",
+)
+@click.option(
+    "--checkpoint-store",
+    metavar="URL",
+    help="Where saved checkpoints are kept, like s3://bucket/prefix. Without: DATA_DIR.",
+)
+@click.option(
+    "--lease-seconds",
+    default=3600.0,
+    show_default=True,
+    type=click.FloatRange(min=0, min_open=True),
+    help="How long a session lives that nothing is heard of.",
+)
 def serve(
     host: str,
     port: int,
     models: tuple[str, ...],
     data_dir: Path | None,
     backend: str,
+    backend_options: tuple[str, ...],
     sampler: str,
     device: str,
     dtype: str,
     api_keys: tuple[str, ...],
+    import_dirs: tuple[Path, ...],
+    checkpoint_store: str | None,
+    lease_seconds: float,
+    **flags: OptionValue | None,
 ) -> None:
     """Train and sample for Tinker's SDK. Prints one line with the URL when ready."""
     try:
@@ -59,9 +99,14 @@ def serve(
             models=model_sources(models, device, dtype),
             data_dir=data_dir or default_data_dir(),
             backend=backend,
+            backend_options=given_options(backend_options, flags),
             sampler=sampler,
             api_keys=api_keys,
+            import_dirs=import_dirs,
+            checkpoint_store=checkpoint_store,
+            lease_seconds=lease_seconds,
             disabled_plugins=disabled_plugins(),
+            strict_plugins=strict_plugins(),
         )
         run_server(config, host, port, click.echo)
     except (WeaverError, ValidationError) as error:
@@ -85,22 +130,6 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def model_sources(models: tuple[str, ...], device: str, dtype: str) -> tuple[ModelSource, ...]:
-    """`NAME` loads itself; `NAME=LOCATION` is an alias that clients know by NAME."""
-    pairs = [_pair(model) for model in models] or [(DEMO_MODEL, DEMO_LOCATION)]
-    names = [name for name, _ in pairs]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise InvalidInput(f"--model {twice[0]} is given twice; a name stands for one model")
-    return tuple(ModelSource(name, location, device, dtype) for name, location in pairs)
-
-
-def _pair(model: str) -> tuple[str, str]:
-    name, separator, location = model.partition("=")
-    if not name or (separator and not location):
-        raise InvalidInput(f"--model {model!r} must be NAME or NAME=HUB_ID_OR_FOLDER")
-    return name, location or name
 
 
 @weaver.command()
@@ -136,6 +165,9 @@ def _conformance() -> ModuleType:
         if error.name != "tinker":
             raise
         raise click.ClickException("the conformance checks run through Tinker's SDK: pip install tinker") from error
+
+
+weaver.add_command(workbench)
 
 
 def main() -> None:

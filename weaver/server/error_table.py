@@ -1,4 +1,6 @@
-"""The one table from weaver's errors to HTTP. Every answer is `{"detail": sentence}` with a Content-Length.
+"""Weaver's errors as answers of HTTP, by the table of `weaver.compat.error_table`.
+
+Every answer is `{"detail": sentence}` with a Content-Length.
 
 Tinker's SDK retries 408, 409, 429 and 5xx for minutes, so a refusal that asking again cannot change is never one.
 """
@@ -12,32 +14,23 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.requests import ClientDisconnect
 
-from weaver import errors
+from weaver.compat import error_table
 
 logger = logging.getLogger(__name__)
 
-# The first class that fits decides, so the finer ones come first.
-STATUS: Final[Sequence[tuple[type[Exception], int]]] = (
-    (errors.UnknownName, 404),
-    (errors.Forgotten, 410),
-    (errors.NotAuthenticated, 401),
-    (errors.NotAllowed, 403),
-    (errors.UserError, 400),
-    (errors.Stopped, 503),
-    (errors.ServerError, 500),
-    (ClientDisconnect, 400),
-    (Exception, 500),
-)
+# What the application itself may raise; weaver's own errors come before.
+_OTHERS: Final[Sequence[tuple[type[Exception], int]]] = ((ClientDisconnect, 400), (Exception, 500))
 
 
 def status_of(error: Exception) -> int:
-    return next(status for kind, status in STATUS if isinstance(error, kind))
+    return error_table.status_of(error, _OTHERS)
 
 
 async def _answer(request: Request, error: Exception) -> JSONResponse:
     status = status_of(error)
     if status == 500:
-        logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
+        user = getattr(request.state, "user", "anybody")
+        logger.error("%s %s, asked by %s, failed", request.method, request.url.path, user, exc_info=error)
     return JSONResponse({"detail": str(error) or type(error).__name__}, status)
 
 
@@ -51,5 +44,5 @@ async def _invalid_parameter(request: Request, error: Exception) -> JSONResponse
 def install(app: FastAPI) -> None:
     """Make every error of `app` an answer by the table."""
     app.add_exception_handler(RequestValidationError, _invalid_parameter)
-    for kind, _ in STATUS:
+    for kind, _ in (*error_table.STATUS, *_OTHERS):
         app.add_exception_handler(kind, _answer)

@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from weaver.checkpoints import check_checkpoint, checkpoint_folder, delete_checkpoint
+from weaver.checkpoints import check_checkpoint
 from weaver.engine.executor import EXTERNAL, SAMPLER, TRAINING, checkpoint_path
 from weaver.errors import AlreadyExists, Forgotten, InvalidInput, UnknownName
+from weaver.kept import KeptFolders
 from weaver.listing import Listing
 from weaver.service import door
 from weaver.service.records import CheckpointInfo, Page, RunInfo
@@ -25,9 +26,12 @@ class Archive:
     """Every method is quick and may be called from any thread. Those that name a checkpoint raise UnknownName when
     there is none of that path, or it has expired."""
 
-    def __init__(self, store: Store, listing: Listing, data_dir: Path, forget: Callable[[str, str], None]) -> None:
+    def __init__(
+        self, store: Store, listing: Listing, folders: KeptFolders, forget: Callable[[str, str], None]
+    ) -> None:
         """`forget` frees what a base model's sampler keeps of an adapter."""
-        self._store, self._listing, self._data_dir, self._forget = store, listing, data_dir, forget
+        self._store, self._listing, self._folders, self._forget = store, listing, folders, forget
+        self._data_dir = folders.data_dir
         self._requests: dict[str, float] = {}
         self._lock = threading.RLock()  # around whatever adds or removes folders
 
@@ -118,7 +122,7 @@ class Archive:
             if slot is None:
                 self._add_session(session_id, project_id, path)
             metadata = {"copied_from": path}
-            self._store.add_model(model_id, session_id, row["base_model"], LoraSpec(**row["lora"]), metadata)
+            self._store.add_model(model_id, session_id, row["base_model"], LoraSpec.of(row["lora"]), metadata)
             self._write_copy(row, model_id, target, ttl_seconds)
         self._listing.note_event("checkpoint_copy", {"tinker_path": path, "copy": target})
         return target
@@ -141,7 +145,8 @@ class Archive:
         """Delete the folders of discarded checkpoints that no living session samples from."""
         with self._lock:
             for row in self._listing.unused():
-                delete_checkpoint(self._data_dir / row["folder"])
+                if not self._folders.delete_if_possible(self._data_dir / row["folder"]):
+                    continue
                 self._listing.forget_folder(row["folder"])
                 self._forget(row["base_model"], row["adapter_id"])
 
@@ -185,11 +190,12 @@ class Archive:
             self._store.end_session(session_id, "success")
 
     def _write_copy(self, row: Row, model_id: str, target: str, ttl_seconds: int | None) -> None:
-        source = self._data_dir / row["folder"]
+        source = self._folders.local(self._data_dir / row["folder"])
         if row["kind"] != EXTERNAL:
             check_checkpoint(source)
-        folder = checkpoint_folder(self._data_dir, model_id, row["kind"], row["name"])
+        folder = self._folders.new(model_id, row["kind"], row["name"])
         _link_files(source, folder)
+        self._folders.keep(folder)
         changed = {
             "path": target,
             "model_id": model_id,
@@ -197,9 +203,7 @@ class Archive:
             "expires": self._expiry(ttl_seconds),
             "folder": str(folder.relative_to(self._data_dir)),
         }
-        replaced = self._store.put_checkpoint(**{**row, **changed})
-        if replaced is not None:
-            delete_checkpoint(self._data_dir / replaced["folder"])
+        self._store.put_checkpoint(discard_replaced=True, **{**row, **changed})
 
     def _run_infos(self, rows: Sequence[Row]) -> Iterable[RunInfo]:
         saved = list(map(checkpoint_info, self._listing.checkpoints_of([row["model_id"] for row in rows])))
@@ -208,7 +212,7 @@ class Archive:
             yield RunInfo(
                 model_id=row["model_id"],
                 base_model=row["base_model"],
-                lora=LoraSpec(**row["lora"]),
+                lora=LoraSpec.of(row["lora"]),
                 last_request=self._requests.get(row["model_id"]) or row["at"] or row["created"],
                 user_metadata=row["user_metadata"],
                 last_checkpoint=_newest(mine, TRAINING),
@@ -219,7 +223,7 @@ class Archive:
 def checkpoint_info(row: Mapping[str, Any]) -> CheckpointInfo:
     names = CheckpointInfo.__slots__
     known = {name: row[name] for name in names if name in row}
-    return CheckpointInfo(**{**known, "lora": LoraSpec(**row["lora"])})
+    return CheckpointInfo(**{**known, "lora": LoraSpec.of(row["lora"])})
 
 
 def _newest(infos: Iterable[CheckpointInfo], kind: str) -> CheckpointInfo | None:

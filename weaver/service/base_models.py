@@ -1,25 +1,30 @@
 """The base models a service offers: each with its engine and its sampler, made on first use."""
 
 import threading
+from dataclasses import replace
 
+from weaver.adapter_folders import ImportDirs
 from weaver.backend import ModelFacts, ModelSource
 from weaver.config import Config
 from weaver.engine import Engine, LazySampler
 from weaver.engine.executor import Executor
 from weaver.errors import InvalidInput
+from weaver.kept import KeptFolders
 from weaver.registry import Registry
 from weaver.service.custom_losses import Losses
 from weaver.store import Store
 from weaver.types import AdapterRef
+from weaver.workers import open_backend
 
 
 class BaseModels:
     """Looks a base model up by the name clients use. Every method may be called from any thread."""
 
-    def __init__(self, config: Config, registry: Registry, losses: Losses, store: Store) -> None:
-        self._config, self._losses, self._store = config, losses, store
+    def __init__(self, config: Config, registry: Registry, losses: Losses, store: Store, folders: KeptFolders) -> None:
+        self._config, self._losses, self._store, self._folders = config, losses, store, folders
         self._sources = {source.name: source for source in config.models}
         self._backend, self._sampler = registry.backend(config.backend), registry.sampler(config.sampler)
+        self._options = self._backend.effective_options(config.backend_options)
         self._lock = threading.Lock()
         self._facts: dict[str, ModelFacts] = {}
         self._engines: dict[str, Engine] = {}
@@ -29,11 +34,11 @@ class BaseModels:
         return tuple(self._sources)
 
     def facts(self, name: str) -> ModelFacts:
-        """What the model's configuration says. Raises InvalidInput for a model that is not served."""
+        """What the model's configuration says. Raises InvalidInput for one that is not served, or cannot be read."""
         source = self._source(name)
         with self._lock:
             if name not in self._facts:
-                self._facts[name] = self._backend.describe(source)
+                self._facts[name] = self._backend.describe(self._for_backend(source))
             return self._facts[name]
 
     def engine(self, name: str) -> Engine:
@@ -47,7 +52,7 @@ class BaseModels:
         source = self._source(name)
         with self._lock:
             if name not in self._samplers:
-                self._samplers[name] = LazySampler(lambda: self._sampler.open(source))
+                self._samplers[name] = LazySampler(lambda: self._sampler.open(source), self._folders)
             return self._samplers[name]
 
     def forget_adapter(self, base_model: str, adapter_id: str) -> None:
@@ -67,15 +72,25 @@ class BaseModels:
 
     def _source(self, name: str) -> ModelSource:
         if name not in self._sources:
+            if self._config.any_model and name:
+                return ModelSource(name, name)
             raise InvalidInput(f"base_model {name!r} is not served here; there are: {', '.join(self._sources)}")
         return self._sources[name]
+
+    def _for_backend(self, source: ModelSource) -> ModelSource:
+        return replace(source, options=self._options)
 
     def _new_engine(self, source: ModelSource) -> Engine:
         def publish(model_id: str, version: int, adapter: AdapterRef) -> None:
             self.sampler(source.name).publish(model_id, version, adapter)
 
         executor = Executor(
-            lambda: self._backend.open(source), self._losses, self._store, self._config.data_dir, publish
+            lambda: open_backend(self._backend, self._for_backend(source), self._config.disabled_plugins),
+            self._losses,
+            self._store,
+            self._folders,
+            publish,
+            ImportDirs(self._config.import_dirs),
         )
         engine = Engine(executor, self._config.gap_seconds)
         engine.start()

@@ -214,7 +214,7 @@ def _check_inputs(where: str, datum: Datum, facts: ModelFacts, loss: Loss) -> No
     inputs = datum.loss_fn_inputs
     declared = {one.name: one for one in (*loss.inputs, TARGETS)}
     for name, one in declared.items():
-        if name not in inputs and not one.recorded:
+        if name not in inputs and not (one.recorded or one.optional):
             raise InvalidInput(f"{where}.loss_fn_inputs lacks {name!r}, which the loss {loss.name!r} reads")
     for name, array in inputs.items():
         field = f"{where}.loss_fn_inputs[{name!r}]"

@@ -12,8 +12,10 @@ from typing import Final
 
 from weaver.engine.executor import EXTERNAL
 from weaver.errors import InvalidInput, NotAllowed, UnknownName
+from weaver.kept import KeptFolders
 from weaver.service import door
 from weaver.service.records import CheckpointInfo
+from weaver.service.tarball import Tarball
 from weaver.store import Store
 
 LINK_SECONDS: Final = 3600
@@ -54,8 +56,8 @@ class Signer:
 class Downloads:
     """Files of exported weights. Every method may be called from any thread."""
 
-    def __init__(self, store: Store, signer: Signer, data_dir: Path) -> None:
-        self._store, self._signer, self._data_dir = store, signer, data_dir
+    def __init__(self, store: Store, signer: Signer, folders: KeptFolders) -> None:
+        self._store, self._signer, self._folders = store, signer, folders
 
     def links(self, info: CheckpointInfo) -> Mapping[str, Signed]:
         """For each file of an export. Raises InvalidInput for another kind of checkpoint."""
@@ -72,6 +74,16 @@ class Downloads:
             raise UnknownName(f"there is no file {file!r} in {path!r}")
         return files[file]
 
+    def sign_archive(self, info: CheckpointInfo) -> Signed:
+        """For all files of a checkpoint of any kind in one."""
+        return self._signer.sign("archive", info.path)
+
+    def open_archive(self, path: str, signed: Signed) -> Tarball:
+        """The files of a signed link. Raises NotAllowed, or UnknownName when they are gone."""
+        self._signer.check(signed, "archive", path)
+        door.parse_path(path)
+        return Tarball(self._files(path))
+
     def sign_trace(self, session_id: str) -> Signed:
         return self._signer.sign("trace", session_id)
 
@@ -83,7 +95,8 @@ class Downloads:
         row = self._store.checkpoint(path)
         if row is None:
             raise UnknownName(f"there is no checkpoint {path!r}, or it has expired")
-        return {file.name: file for file in sorted((self._data_dir / row["folder"]).iterdir())}
+        folder = self._folders.local(self._folders.data_dir / row["folder"])
+        return {file.name: file for file in sorted(folder.iterdir())}
 
 
 def _key(file: Path) -> bytes:

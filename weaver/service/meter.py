@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from weaver.engine.lane import Work
 from weaver.listing import Listing, UsageKey
+from weaver.operators import Settled
 from weaver.types import ForwardBackward, SampleRequest, SampleResult, SaveExternal, SaveForSampler, SaveState
 
 HOUR: Final = 3600
@@ -53,10 +54,13 @@ class Report:
 
 
 class Meter:
-    """Every method may be called from any thread. What was counted is written down by `flush`."""
+    """Every method may be called from any thread. What was counted is written down by `flush`.
 
-    def __init__(self, listing: Listing, clock: Callable[[], float]) -> None:
-        self._listing, self._clock = listing, clock
+    `tell` hears of each operation as it settles, on whatever thread settles it.
+    """
+
+    def __init__(self, listing: Listing, clock: Callable[[], float], tell: Callable[[Settled], None]) -> None:
+        self._listing, self._clock, self._tell = listing, clock, tell
         self._lock = threading.Lock()
         self._counted: Counter[UsageKey] = Counter()
         self._spans: OrderedDict[str, deque[Span]] = OrderedDict()
@@ -106,12 +110,20 @@ class Meter:
         return span
 
     def _settle(self, span: Span, done: "Future[Any]", quantities: Iterable[tuple[str, int]]) -> None:
-        succeeded, now = not done.cancelled() and done.exception() is None, self._clock()
-        hour = int(now) // HOUR * HOUR
+        error, now = _error_of(done), self._clock()
+        hour, counted = int(now) // HOUR * HOUR, dict(quantities) if error is None else {}
         with self._lock:
-            span.ended, span.succeeded = now, succeeded
-            for kind, quantity in quantities if succeeded else ():
+            span.ended, span.succeeded = now, error is None
+            for kind, quantity in counted.items():
                 self._counted[hour, span.source, kind] += quantity
+        self._tell(Settled(span.kind, span.source, span.seq_id, span.began, now, error, counted))
+
+
+def _error_of(done: "Future[Any]") -> str | None:
+    if done.cancelled():
+        return "cancelled"
+    error = done.exception()
+    return None if error is None else str(error) or type(error).__name__
 
 
 def _trained(work: Work) -> Iterable[tuple[str, int]]:

@@ -1,19 +1,18 @@
 """The front door. Both ways in, HTTP and in process, meet here; nothing below has heard of either."""
 
-import secrets
 import shutil
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import replace
 from typing import Any
 
+from weaver.adapter_folders import ImportDirs
 from weaver.config import Config
-from weaver.engine.fingerprint import fingerprint, parts_of
-from weaver.engine.lane import Refusal, Work
-from weaver.errors import InvalidInput, UnknownName, UserError
+from weaver.errors import UserError
+from weaver.kept import KeptFolders, open_store
 from weaver.listing import Listing
+from weaver.loss import Loss
+from weaver.operators import Authenticator
 from weaver.registry import Registry, load_registry
 from weaver.service import door
 from weaver.service.archive import Archive
@@ -22,7 +21,9 @@ from weaver.service.custom_losses import Losses
 from weaver.service.downloads import Downloads, Signer
 from weaver.service.futures import FutureTable
 from weaver.service.housekeeping import Housekeeper
+from weaver.service.imports import Imports
 from weaver.service.meter import Meter
+from weaver.service.observing import Observers
 from weaver.service.recorded import RecordedSequences
 from weaver.service.records import (
     CheckpointInfo,
@@ -35,19 +36,10 @@ from weaver.service.records import (
 )
 from weaver.service.sampling import SamplingSessions
 from weaver.service.sessions import EXPIRED, Leases, Sessions
+from weaver.service.shared_folder import Tenancy
+from weaver.service.training import Training
 from weaver.store import Store
-from weaver.types import (
-    ADAMW,
-    CreateFromState,
-    CreateModel,
-    ForwardBackward,
-    IntArray,
-    LoraSpec,
-    LossGraph,
-    Operation,
-    OptimStep,
-    PromptTargets,
-)
+from weaver.types import ADAMW, IntArray, LoraSpec, LossGraph, ModelFacts, Operation, PromptTargets
 
 
 class Service:
@@ -67,38 +59,61 @@ class Service:
         clock: Callable[[], float] = time.time,
         ticks: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._registry = registry or load_registry(config.disabled_plugins)
+        self._registry = registry or load_registry(config.disabled_plugins, strict=config.strict_plugins)
         self._store = Store.in_folder(config.data_dir, clock)
+        self._tenancy = Tenancy(config.data_dir)
         listing = Listing(self._store)
-        self.meter = Meter(listing, clock)
+        self._observers = Observers(self._registry.observers.values())
+        self.meter = Meter(listing, clock, self._observers.tell)
         self._futures = FutureTable(config.result_seconds, config.unfetched_seconds)
+        self._folders = KeptFolders(config.data_dir, open_store(self._registry, config.checkpoint_store))
         self._losses = Losses(self._registry, self._futures)
-        self._base_models = BaseModels(config, self._registry, self._losses, self._store)
+        self._base_models = BaseModels(config, self._registry, self._losses, self._store, self._folders)
         self._recorded = RecordedSequences(self._store)
         self._sampling = SamplingSessions(
             self._base_models, self._store, self._futures, self._recorded, self.meter, config.data_dir
         )
         self._data_dir = config.data_dir
-        self._lock = threading.Lock()
-        self._models: dict[str, ModelInfo] = {}
-        self.archive = Archive(self._store, listing, config.data_dir, self._base_models.forget_adapter)
+        self.archive = Archive(self._store, listing, self._folders, self._base_models.forget_adapter)
+        self._training = Training(
+            self._base_models,
+            self._store,
+            self.archive,
+            self._futures,
+            self._losses,
+            self._recorded,
+            self.meter,
+            Imports(config.models, ImportDirs(config.import_dirs), any_model=config.any_model),
+        )
         self.sessions = Sessions(self._store, listing, Leases(config.lease_seconds, ticks))
-        self.downloads = Downloads(self._store, Signer(config.data_dir, clock), config.data_dir)
+        self.downloads = Downloads(self._store, Signer(config.data_dir, clock), self._folders)
         self.tidy()
         self._housekeeper = Housekeeper(self.tidy, min(60.0, config.lease_seconds / 4))
 
     def tidy(self) -> None:
         """What happens by itself from time to time: end silent sessions, throw away what expired."""
-        for session_id in self.sessions.silent():
+        for session_id in self.sessions.silent(self._tenancy.is_alone):
             self._end_session(session_id, EXPIRED)
         self.archive.tidy()
         self.meter.flush()
+
+    def losses(self) -> tuple[Loss, ...]:
+        """Every loss that plugins bring, by name."""
+        return tuple(self._registry.losses[name] for name in sorted(self._registry.losses))
+
+    def authenticators(self) -> tuple[Authenticator, ...]:
+        """Whom a door to this service asks who may come in."""
+        return tuple(self._registry.authenticators.values())
 
     # Sessions
 
     def supported_models(self) -> tuple[SupportedModel, ...]:
         names = self._base_models.names()
         return tuple(SupportedModel(name, self._base_models.facts(name).context_length) for name in names)
+
+    def base_model(self, name: str) -> ModelFacts:
+        """What a served base model's configuration says. Raises InvalidInput for a model that is not served."""
+        return self._base_models.facts(name)
 
     def create_session(
         self,
@@ -127,11 +142,7 @@ class Service:
 
     def _end_session(self, session_id: str, reason: str) -> None:
         self.sessions.end(session_id, reason)
-        with self._lock:
-            mine = [model_id for model_id in self._models if model_id.startswith(f"{session_id}:")]
-            ended = [self._models.pop(model_id) for model_id in mine]
-        for info in ended:
-            self._base_models.engine(info.base_model).end_lane(info.model_id)
+        self._training.end_session(session_id)
         self._sampling.end_session(session_id)
         self._losses.end_session(session_id)
         shutil.rmtree(self._data_dir / "snapshots" / session_id, ignore_errors=True)
@@ -158,9 +169,8 @@ class Service:
         optimizer_kind: str = ADAMW,
     ) -> Ticket:
         """Make a new adapter to train. A repeat of (session_id, model_seq_id) gets the first one's ticket."""
-        asked = CreateModel(base_model, lora, optimizer_kind)
-        operation = CreateModel(base_model, _with_seed(lora), optimizer_kind)
-        return self._create(session_id, model_seq_id, asked, operation, user_metadata or {})
+        self.sessions.living(session_id)
+        return self._training.create(session_id, model_seq_id, base_model, lora, user_metadata or {}, optimizer_kind)
 
     def create_model_from_state(
         self,
@@ -173,58 +183,41 @@ class Service:
         optimizer_kind: str | None = None,
         user_metadata: Mapping[str, str] | None = None,
     ) -> Ticket:
-        """Make a new adapter from a saved state: same rank and modules, weights and, if asked, optimizer state.
+        """Make a new adapter from a saved state, or from a PEFT folder `file:/...` below a directory that is allowed:
+        same rank, alpha and modules, weights and, if asked, optimizer state.
 
         With its state the optimizer is the saved one; without, `optimizer_kind`, or AdamW.
         """
-        door.check_training_path(path)
-        saved = self.checkpoint_info(path)
-        if base_model not in (None, saved.base_model):
-            raise InvalidInput(f"base_model is {base_model!r}, but {path!r} was trained on {saved.base_model!r}")
-        if optimizer and optimizer_kind not in (None, saved.optimizer):
-            raise InvalidInput(
-                f"optimizer_config.type is {optimizer_kind!r}, but {path!r} holds the state of {saved.optimizer!r}; "
-                "load its weights only, or leave optimizer_config out"
-            )
-        kind = saved.optimizer if optimizer else optimizer_kind or ADAMW
-        operation = CreateFromState(saved.base_model, saved.lora, path, optimizer, kind)
-        return self._create(session_id, model_seq_id, operation, operation, user_metadata or {})
+        self.sessions.living(session_id)
+        return self._training.create_from(
+            path,
+            session_id,
+            model_seq_id,
+            base_model=base_model,
+            optimizer=optimizer,
+            optimizer_kind=optimizer_kind,
+            user_metadata=user_metadata or {},
+        )
 
     def model_info(self, model_id: str) -> ModelInfo:
         """Every effective setting of a model. Raises UnknownName."""
-        with self._lock:
-            info = self._models.get(model_id)
-        if info is None:
-            raise UnknownName(self.archive.why_not_in_memory(model_id))
-        return info
+        return self._training.info(model_id)
 
     def submit(self, model_id: str, seq_id: int, operation: Operation) -> Ticket:
         """Accept a training operation; it runs in the order of `seq_id`, whatever order they arrive in.
 
         An exact repeat of (model_id, seq_id) gets the first one's ticket. What is wrong is told as `refuse` says.
         """
-        info = self.model_info(model_id)
+        self.model_info(model_id)  # before the session is renewed, for there may be none
         self.sessions.renew(model_id.partition(":")[0])
-        self.archive.note_request(model_id)
-        engine = self._base_models.engine(info.base_model)
-        asked = fingerprint(**parts_of(operation))
-        try:
-            operation = self._checked(operation, info)
-        except UserError as error:
-            return self.refuse(model_id, seq_id, error)
-        return self._ticket(model_id, engine.submit(model_id, seq_id, operation, asked))
+        return self._training.submit(model_id, seq_id, operation)
 
     def refuse(self, model_id: str, seq_id: int, error: UserError) -> Ticket:
         """A request of that number cannot be accepted: raises `error`, and later numbers need not wait for it.
 
         Only a later part of a call whose first part is still to come gets a ticket; its future fails with `error`.
         """
-        with self._lock:
-            info = self._models.get(model_id)
-        refusal = None if info is None else self._base_models.engine(info.base_model).refuse(model_id, seq_id, error)
-        if refusal is None:
-            raise error
-        return self._ticket(model_id, refusal)
+        return self._training.refuse(model_id, seq_id, error)
 
     # Sampling
 
@@ -272,8 +265,7 @@ class Service:
     ) -> SampleTicket:
         """Draw continuations of a prompt; see `weaver.types.SamplingParams` and `SampleRequest`. No `max_tokens`: all
         that fits. With `record_stability_info`, losses that have recorded inputs can be trained on what is drawn."""
-        self.sessions.renew(sampling_session_id.partition(":")[0])
-        return self._sampling.sample(
+        ticket = self._sampling.sample(
             sampling_session_id,
             seq_id,
             prompt=prompt,
@@ -297,6 +289,8 @@ class Service:
             },
             record=record_stability_info,
         )
+        self.sessions.renew(sampling_session_id.partition(":")[0])
+        return ticket
 
     # Results and checkpoints
 
@@ -335,66 +329,6 @@ class Service:
         self._base_models.close()
         self._recorded.close()
         self.meter.flush()
+        self._observers.close()
         self._store.close()
-
-    def _create(
-        self,
-        session_id: str,
-        model_seq_id: int,
-        asked: CreateModel | CreateFromState,
-        operation: CreateModel | CreateFromState,
-        user_metadata: Mapping[str, str],
-    ) -> Ticket:
-        """`asked` tells a repeat; `operation` is what runs (its seed drawn)."""
-        self.sessions.living(session_id)
-        door.check_lora(operation.lora)
-        door.check_user_metadata(user_metadata)
-        facts = self._base_models.facts(operation.base_model)
-        model_id = f"{session_id}:train:{model_seq_id}"
-        info = ModelInfo(
-            model_id,
-            operation.base_model,
-            facts.architecture,
-            facts.tokenizer_location,
-            operation.lora,
-            operation.optimizer_kind,
-        )
-        with self._lock:
-            first = self._models.get(model_id, info)
-            engine = self._base_models.engine(first.base_model)
-            asked_for = fingerprint(**parts_of(asked), user_metadata=user_metadata)
-            accepted = engine.submit(model_id, 0, operation, asked_for)
-            if not isinstance(accepted, str):
-                self._store.add_model(model_id, session_id, info.base_model, info.lora, user_metadata, info.optimizer)
-                self._models[model_id] = info
-        return self._ticket(model_id, accepted)
-
-    def _ticket(self, model_id: str, accepted: Work | Refusal | str) -> Ticket:
-        if isinstance(accepted, str):
-            return Ticket(accepted, model_id)
-        self._futures.add(accepted.request_id, accepted.future, waits_for=lambda: self._model_waits_for(model_id))
-        if isinstance(accepted, Work):
-            self.meter.training(model_id, accepted)
-        return Ticket(accepted.request_id, model_id)
-
-    def _model_waits_for(self, model_id: str) -> str | None:
-        with self._lock:
-            info = self._models.get(model_id)
-        return None if info is None else self._base_models.engine(info.base_model).waits_for(model_id)
-
-    def _checked(self, operation: Operation, info: ModelInfo) -> Operation:
-        """The operation, which can run; a pass with all that its loss reads in place. Raises a UserError."""
-        facts, session_id = self._base_models.facts(info.base_model), info.model_id.partition(":")[0]
-        if not isinstance(operation, ForwardBackward):
-            door.check_operation(operation, facts, None)
-            if isinstance(operation, OptimStep):
-                door.check_optimizer(operation.params, info.optimizer)
-            return operation
-        resolved = self._losses.resolved(operation, session_id)
-        loss = self._losses.loss(resolved.loss)
-        door.check_operation(resolved, facts, loss)
-        return self._recorded.filled(resolved, loss, session_id)
-
-
-def _with_seed(lora: LoraSpec) -> LoraSpec:
-    return lora if lora.seed is not None else replace(lora, seed=secrets.randbits(31))
+        self._tenancy.close()

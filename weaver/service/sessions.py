@@ -14,13 +14,26 @@ EXPIRED = "expired"
 
 
 class Leases:
-    """A session lives `seconds` after it was last heard of. A new server gives every one of them a new lease."""
+    """A session lives `seconds` after it was last heard of. A new server gives every one of them a new lease.
+
+    Those that another process on the same data directory made are its own to end.
+    """
 
     def __init__(self, seconds: float, ticks: Callable[[], float]) -> None:
         self.seconds, self._ticks = seconds, ticks
         self._started = ticks()
         self._heard: dict[str, float] = {}
+        self._made: set[str] = set()
         self._lock = threading.Lock()
+
+    def begin(self, session_id: str) -> None:
+        """A session was made here."""
+        with self._lock:
+            self._made.add(session_id)
+            self._heard[session_id] = self._ticks()
+
+    def is_ours(self, session_id: str) -> bool:
+        return session_id in self._made
 
     def renew(self, session_id: str) -> None:
         with self._lock:
@@ -33,6 +46,7 @@ class Leases:
     def forget(self, session_id: str) -> None:
         with self._lock:
             self._heard.pop(session_id, None)
+            self._made.discard(session_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +102,7 @@ class Sessions:
             "sdk_version": sdk_version,
         }
         self._store.add_session(session_id, details)
-        self._leases.renew(session_id)
+        self._leases.begin(session_id)
         return session_id
 
     def living(self, session_id: str) -> Row:
@@ -103,9 +117,11 @@ class Sessions:
         """Something was asked by it."""
         self._leases.renew(session_id)
 
-    def silent(self) -> list[str]:
-        """Living ones whose leases are over."""
-        return [session_id for session_id in self._listing.living_sessions() if self._leases.is_over(session_id)]
+    def silent(self, is_alone: Callable[[], bool]) -> list[str]:
+        """Living ones whose leases are over; those of other processes only when there are no other processes."""
+        over = [session_id for session_id in self._listing.living_sessions() if self._leases.is_over(session_id)]
+        ours = [session_id for session_id in over if self._leases.is_ours(session_id)]
+        return over if len(ours) < len(over) and is_alone() else ours
 
     def end(self, session_id: str, reason: str) -> None:
         self._store.end_session(session_id, reason)

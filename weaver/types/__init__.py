@@ -3,7 +3,7 @@
 from weaver.types.adapter import Adapter, ModelState, OptimizerState
 from weaver.types.data import Array, Datum, FloatArray, IntArray, ProvenanceSpan
 from weaver.types.loss_graph import GraphInput, GraphNode, LossGraph, NodeRef, TorchConstant
-from weaver.types.models import ModelFacts, ModelSource
+from weaver.types.models import ModelFacts, ModelSource, OptionValue
 from weaver.types.operations import (
     ADAMW,
     DIMUON,
@@ -79,6 +79,7 @@ __all__ = [
     "OptimStep",
     "OptimStepResult",
     "OptimizerState",
+    "OptionValue",
     "PromptAlternatives",
     "PromptTargets",
     "ProvenanceSpan",

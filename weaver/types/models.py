@@ -1,19 +1,25 @@
 """Base models: where one comes from, and what its configuration says."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+OptionValue = int | bool | str
+"""What a setting of a backend can be."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
     """A base model to load: `name` is what clients ask for and are told, `location` a folder or hub id.
 
-    `device` is "auto", "cpu" or "cuda"; `dtype` is "auto" (the checkpoint's own), "float32" or "bfloat16".
+    `device` is "auto", "cpu" or "cuda"; `dtype` is "auto" (the checkpoint's own), "float32" or "bfloat16". A backend
+    finds in `options` every option that its factory declares, defaults filled in.
     """
 
     name: str
     location: str
     device: str = "auto"
     dtype: str = "auto"
+    options: Mapping[str, OptionValue] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from weaver.types.data import Datum
 
@@ -12,6 +12,7 @@ class LoraSpec:
     """Which low-rank adapter to train on which linear layers (Hu et al. 2021, arXiv:2106.09685).
 
     `scale` multiplies the update B·A: alpha / rank. With `seed` None the service draws one and tells it in `get_info`.
+    Of the layers that the flags name, `only_modules` picks those whose names end in one of its own; empty: all.
     """
 
     rank: int = 32
@@ -20,6 +21,12 @@ class LoraSpec:
     train_mlp: bool = True
     train_attn: bool = True
     train_unembed: bool = True
+    only_modules: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> "LoraSpec":
+        """From what `asdict` made of one, written as JSON and read again."""
+        return cls(**{**row, "only_modules": tuple(row.get("only_modules", ()))})
 
     @property
     def scale(self) -> float:

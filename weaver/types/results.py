@@ -8,10 +8,18 @@ from weaver.types.data import FloatArray
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ForwardBackwardResult:
-    """One logprobs array per datum, shaped like its `target_tokens`; metrics are named `name:reduction`."""
+    """One logprobs array per datum, shaped like its `target_tokens`; metrics are named `name:reduction`. `outputs` has
+    the arrays that the loss gives back beside, one mapping per datum, or is empty when it gives back none."""
 
     logprobs: tuple[FloatArray, ...]
     metrics: Mapping[str, float]
+    outputs: tuple[Mapping[str, FloatArray], ...] = ()
+
+    @property
+    def fields(self) -> tuple[Mapping[str, FloatArray], ...]:
+        """Per datum, all that is known of it by name: `logprobs` and the loss's own outputs."""
+        outputs = self.outputs or ({},) * len(self.logprobs)
+        return tuple({"logprobs": array, **more} for array, more in zip(self.logprobs, outputs, strict=True))
 
 
 @dataclass(frozen=True, slots=True)

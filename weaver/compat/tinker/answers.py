@@ -26,6 +26,7 @@ from weaver.types import (
     LoraSpec,
     ModelCreated,
     OptimStepResult,
+    PromptTargets,
     SampledSequence,
     SampleResult,
     SamplerReady,
@@ -43,25 +44,35 @@ _EMPTY_TOKEN: Final = 0
 _EMPTY_LOGPROB: Final = -99999.0
 
 _LITTLE: Final = {DType.FLOAT32: "<f4", DType.INT64: "<i8"}
-_RECORD_TYPE: Final = "ArrayRecord"
+RECORD_TYPE: Final = "ArrayRecord"
 _STOP_REASONS: Final = {StopReason.STOP: messages.StopReason.STOP, StopReason.LENGTH: messages.StopReason.LENGTH}
 
 
 def forward_backward_output(result: ForwardBackwardResult) -> bytes:
-    """Protobuf: each run of consecutive datums with equal trailing shape becomes one record."""
-    output = messages.ForwardBackwardOutput(loss_fn_output_type=_RECORD_TYPE, metrics=result.metrics)
-    for trailing_shape, run in groupby(result.logprobs, key=lambda array: array.shape[1:]):
-        output.loss_fn_outputs.append(_record(list(run), trailing_shape))
+    """Protobuf: each run of consecutive datums with equal trailing shapes becomes one record."""
+    output = messages.ForwardBackwardOutput(loss_fn_output_type=RECORD_TYPE, metrics=result.metrics)
+    for shapes, run in groupby(result.fields, key=_trailing_shapes):
+        output.loss_fn_outputs.append(_record(list(run), shapes))
     return bytes(output.SerializeToString())
 
 
-def _record(run: Sequence[FloatArray], trailing_shape: tuple[int, ...]) -> Any:
-    record = messages.ArrayRecord(type_tag=_RECORD_TYPE, num_datums=len(run))
-    field = record.fields["logprobs"]
-    field.data = b"".join(_bytes(array, "<f4") for array in run)
-    field.offsets = _bytes(np.cumsum([0, *(array.size * 4 for array in run)]), "<i8")
-    field.dtype = DType.FLOAT32
-    field.trailing_shape.extend(trailing_shape)
+def is_ragged(result: ForwardBackwardResult) -> bool:
+    """Whether its data differ in how many targets a token has, so that they take several records."""
+    return len({array.shape[1:] for array in result.logprobs}) > 1
+
+
+def _trailing_shapes(fields: Mapping[str, FloatArray]) -> Mapping[str, tuple[int, ...]]:
+    return {name: array.shape[1:] for name, array in fields.items()}
+
+
+def _record(run: Sequence[Mapping[str, FloatArray]], shapes: Mapping[str, tuple[int, ...]]) -> Any:
+    record = messages.ArrayRecord(type_tag=RECORD_TYPE, num_datums=len(run))
+    for name, trailing_shape in shapes.items():
+        arrays, field = [fields[name] for fields in run], record.fields[name]
+        field.data = b"".join(_bytes(array, "<f4") for array in arrays)
+        field.offsets = _bytes(np.cumsum([0, *(array.size * 4 for array in arrays)]), "<i8")
+        field.dtype = DType.FLOAT32
+        field.trailing_shape.extend(trailing_shape)
     return record
 
 
@@ -109,16 +120,20 @@ def _target_logprobs(result: TargetLogprobs) -> Any:
     targets = result.targets
     if not targets.is_sparse:
         return _dense(result.logprobs_c.reshape(targets.shape), DType.FLOAT32)
-    starts = np.searchsorted(targets.rows_c, np.arange(targets.shape[0] + 1))
     return messages.Tensor(
         sparse_csr=messages.SparseCsr(
             values=_bytes(result.logprobs_c, "<f4"),
-            crow_indices=_bytes(starts, "<i8"),
+            crow_indices=_bytes(row_starts(targets), "<i8"),
             col_indices=_bytes(targets.columns_c, "<i8"),
         ),
         dtype=DType.FLOAT32,
         shape=targets.shape,
     )
+
+
+def row_starts(targets: PromptTargets) -> Any:
+    """Where each row of a sparse table begins among its cells."""
+    return np.searchsorted(targets.rows_c, np.arange(targets.shape[0] + 1))
 
 
 def _dense(array: Any, dtype: DType) -> Any:
@@ -192,7 +207,9 @@ def model_info(info: ModelInfo) -> Json:
         "optimizer_config": _optimizer_config(info.optimizer),
         "is_lora": True,
         "lora_rank": info.lora.rank,
-        "lora_config": {"rank": info.lora.rank, "alpha": info.lora.alpha, "seed": info.lora.seed} | _trained(info.lora),
+        "lora_config": {"rank": info.lora.rank, "alpha": info.lora.alpha, "seed": info.lora.seed}
+        | _trained(info.lora)
+        | ({"only_modules": list(info.lora.only_modules)} if info.lora.only_modules else {}),
     }
 
 

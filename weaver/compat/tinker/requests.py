@@ -7,7 +7,7 @@ that every client sends: there it is what its JSON made of NaN or infinity.
 
 import reprlib
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
@@ -31,7 +31,7 @@ def refused(why: str, *accepted: Any) -> BeforeValidator:
         found = f"is {reprlib.repr(value)}" if accepted else "must be absent"
         raise PydanticCustomError("refused", "{sentence}", {"sentence": f"{found}: {why}"})
 
-    return BeforeValidator(check)
+    return BeforeValidator(check, json_schema_input_type=Literal[accepted] if accepted else None)
 
 
 def _check_number(value: Any) -> Any:
@@ -41,8 +41,11 @@ def _check_number(value: Any) -> Any:
     return value
 
 
-Number = Annotated[float | None, BeforeValidator(_check_number)]
+Number = Annotated[float | None, BeforeValidator(_check_number, json_schema_input_type=float)]
 """Absent or a number, never null."""
+
+
+_Stop = str | list[int] | list[str]
 
 
 def _check_stop(value: Any) -> Any:
@@ -98,7 +101,7 @@ class SessionHeartbeat(Ignoring):
 
 
 class FinishReason(Ignoring):
-    type: str
+    type: Literal["success", "errored", "interrupted"]
 
 
 class FinishSession(Ignoring):
@@ -194,7 +197,7 @@ class DimuonParams(Computing):
     numbers = frozenset({"learning_rate", "grad_clip_norm", "beta1"})
 
     type: Annotated[str, refused("the parameters of 'adamw' are adam_params", "dimuon")]
-    learning_rate: Annotated[float, BeforeValidator(_check_number)]
+    learning_rate: Annotated[float, BeforeValidator(_check_number, json_schema_input_type=float)]
     grad_clip_norm: Number = None
     beta1: Number = None
 
@@ -289,10 +292,12 @@ class SamplingParams(Computing):
 
     max_tokens: int | None = None
     seed: int | None = None
-    stop: Annotated[list[int] | list[str] | None, BeforeValidator(_check_stop)] = None
-    temperature: Annotated[float, BeforeValidator(_check_number)] = 1.0
+    stop: Annotated[list[int] | list[str] | None, BeforeValidator(_check_stop, json_schema_input_type=_Stop | None)] = (
+        None
+    )
+    temperature: Annotated[float, BeforeValidator(_check_number, json_schema_input_type=float)] = 1.0
     top_k: int = -1
-    top_p: Annotated[float, BeforeValidator(_check_number)] = 1.0
+    top_p: Annotated[float, BeforeValidator(_check_number, json_schema_input_type=float)] = 1.0
 
 
 class TargetTokens(Computing):

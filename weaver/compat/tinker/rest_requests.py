@@ -15,9 +15,11 @@ FINISHED = ("success", "errored", "interrupted")
 
 
 class SetTtl(Computing):
-    """`ttl_seconds` null, which `None`-is-absent would hide, means never: the route looks whether it is there."""
+    """Here null is not the same as absent: it means never."""
 
-    ttl_seconds: int | None = None
+    numbers = frozenset({"ttl_seconds"})
+
+    ttl_seconds: int | None
 
 
 class CopyWeights(Computing):

@@ -4,6 +4,7 @@ Every error names the tensor as the caller knows it, like `data[3].loss_fn_input
 """
 
 import math
+import reprlib
 from typing import Any, Final
 
 import numpy as np
@@ -63,7 +64,15 @@ def _decode_dense(message: Any, shape: tuple[int, ...], name: str) -> Array:
         return values
     if math.prod(shape) != values.size:
         raise InvalidInput(f"{name} declares the shape {list(shape)} and carries {values.size} values")
-    return values.reshape(shape)
+    return _shaped(values, shape, name)
+
+
+def _shaped(values: Array, shape: tuple[int, ...], name: str) -> Array:
+    """Extents can be too many, or beside a 0 too large, for any array."""
+    try:
+        return values.reshape(shape)
+    except ValueError as error:
+        raise InvalidInput(f"{name} declares the shape {reprlib.repr(list(shape))}: {error}") from None
 
 
 def _decode_sparse(message: Any, shape: tuple[int, ...], name: str) -> Array:
@@ -78,7 +87,7 @@ def _decode_sparse(message: Any, shape: tuple[int, ...], name: str) -> Array:
         raise InvalidInput(f"{name} has {values.size} values for {flat.size} column indices")
     dense = np.zeros(rows * columns, values.dtype)
     dense[flat] = values
-    return dense.reshape(rows, columns)
+    return _shaped(dense, shape, name)
 
 
 def _flat_positions(csr: Any, rows: int, columns: int, name: str) -> IntArray:

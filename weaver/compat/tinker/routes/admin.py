@@ -1,6 +1,6 @@
 """What was used and what was done."""
 
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request
@@ -10,13 +10,11 @@ from pydantic import AwareDatetime
 from weaver.compat.context import TheService
 from weaver.compat.tinker import admin_answers
 from weaver.compat.tinker.routes.downloads import link
-from weaver.errors import InvalidInput
+from weaver.compat.tinker.usage_window import check_window
 from weaver.service.downloads import Signed
 
 open_router = APIRouter()
 router = APIRouter()
-
-_LONGEST = timedelta(days=14)
 
 Hour = Annotated[AwareDatetime, Query()]
 
@@ -34,7 +32,7 @@ async def audit(
 
 @router.get("/billing/usage/events")
 async def billing_usage(service: TheService, starting_on: Hour, ending_before: Hour) -> JSONResponse:
-    _check_window(starting_on, ending_before, service.meter.now())
+    check_window(starting_on, ending_before, service.meter.now())
     return JSONResponse(admin_answers.usage(service.meter.report(starting_on.timestamp(), ending_before.timestamp())))
 
 
@@ -53,13 +51,3 @@ async def export_trace(session_id: str, request: Request, service: TheService) -
 async def trace(session_id: str, service: TheService, expires: int, signature: str) -> JSONResponse:
     service.downloads.check_trace(session_id, Signed(expires, signature))
     return JSONResponse(admin_answers.trace(service.meter.spans(session_id), service.meter.now()))
-
-
-def _check_window(start: datetime, end: datetime, now: float) -> None:
-    for name, time in (("starting_on", start), ("ending_before", end)):
-        if time.timestamp() % 3600:
-            raise InvalidInput(f"{name} is {time.isoformat()}; it must be a full hour of UTC")
-    if start.timestamp() > now:
-        raise InvalidInput(f"starting_on is {start.isoformat()}, which is still to come")
-    if not timedelta(0) < end - start <= _LONGEST:
-        raise InvalidInput(f"ending_before must be after starting_on, by {_LONGEST.days} days at most")

@@ -8,6 +8,7 @@ from fastapi.responses import JSONResponse
 
 from weaver.compat.context import TheService
 from weaver.compat.tinker import answers, requests, rest_answers, rest_requests
+from weaver.compat.tinker.openapi import reads
 from weaver.compat.tinker.routes.bodies import json_object
 from weaver.compat.tinker.routes.paging import Limit, Offset
 from weaver.engine.executor import checkpoint_path
@@ -49,7 +50,7 @@ async def unpublish_checkpoint(path: Path, service: TheService) -> JSONResponse:
     return JSONResponse({})
 
 
-@router.put(f"{_ONE}/ttl")
+@router.put(f"{_ONE}/ttl", openapi_extra=reads(rest_requests.SetTtl))
 async def set_checkpoint_ttl(path: Path, request: Request, service: TheService) -> JSONResponse:
     raw = await json_object(request)
     if "ttl_seconds" not in raw:
@@ -58,13 +59,13 @@ async def set_checkpoint_ttl(path: Path, request: Request, service: TheService) 
     return JSONResponse({})
 
 
-@router.post("/weights_info")
+@router.post("/weights_info", openapi_extra=reads(requests.WeightsInfo))
 async def weights_info(request: Request, service: TheService) -> JSONResponse:
     body = requests.parse(requests.WeightsInfo, await json_object(request))
     return JSONResponse(answers.weights_info(service.checkpoint_info(body.tinker_path)))
 
 
-@router.post("/copy_weights")
+@router.post("/copy_weights", openapi_extra=reads(rest_requests.CopyWeights))
 async def copy_weights(
     request: Request,
     service: TheService,

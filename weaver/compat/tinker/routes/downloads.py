@@ -1,5 +1,6 @@
 """Links to files: made for those who have a key, opened by whoever has the link."""
 
+import asyncio
 from datetime import UTC, datetime
 from urllib.parse import quote, urlencode
 
@@ -22,7 +23,8 @@ def link(request: Request, path: str, signed: Signed) -> str:
 
 @router.get("/training_runs/{run}/checkpoints/external_weights/{name}/external_weights_urls")
 async def external_weights_urls(run: str, name: str, request: Request, service: TheService) -> JSONResponse:
-    links = service.downloads.links(service.checkpoint_info(checkpoint_path(run, EXTERNAL, name)))
+    info = service.checkpoint_info(checkpoint_path(run, EXTERNAL, name))
+    links = await asyncio.to_thread(service.downloads.links, info)
     urls = {file: link(request, f"external_weights/{run}/{name}/{file}", signed) for file, signed in links.items()}
     expires = min(signed.expires for signed in links.values())
     return JSONResponse({"urls": urls, "expires": datetime.fromtimestamp(expires, UTC).isoformat()})
@@ -33,4 +35,6 @@ async def external_weights(
     run: str, name: str, file: str, service: TheService, expires: int, signature: str
 ) -> FileResponse:
     signed = Signed(expires, signature)
-    return FileResponse(service.downloads.open(checkpoint_path(run, EXTERNAL, name), file, signed))
+    return FileResponse(
+        await asyncio.to_thread(service.downloads.open, checkpoint_path(run, EXTERNAL, name), file, signed)
+    )

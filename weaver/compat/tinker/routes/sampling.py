@@ -5,12 +5,13 @@ from fastapi.responses import JSONResponse
 
 from weaver.compat.context import TheService
 from weaver.compat.tinker import answers, convert, requests
+from weaver.compat.tinker.openapi import reads
 from weaver.compat.tinker.routes.bodies import json_object
 
 router = APIRouter()
 
 
-@router.post("/create_sampling_session")
+@router.post("/create_sampling_session", openapi_extra=reads(requests.CreateSamplingSession))
 async def create_sampling_session(request: Request, service: TheService) -> JSONResponse:
     body = requests.parse(requests.CreateSamplingSession, await json_object(request))
     sampling_session_id = service.create_sampling_session(
@@ -19,7 +20,7 @@ async def create_sampling_session(request: Request, service: TheService) -> JSON
     return JSONResponse({"sampling_session_id": sampling_session_id})
 
 
-@router.post("/join_sampling_session")
+@router.post("/join_sampling_session", openapi_extra=reads(requests.JoinSamplingSession))
 async def join_sampling_session(request: Request, service: TheService) -> JSONResponse:
     body = requests.parse(requests.JoinSamplingSession, await json_object(request))
     return JSONResponse({"client_counter": service.join_sampling_session(body.sampling_session_id)})
@@ -30,7 +31,7 @@ async def get_sampler(sampler_id: str, service: TheService) -> JSONResponse:
     return JSONResponse(answers.sampler_info(service.sampler_info(sampler_id)))
 
 
-@router.post("/asample")
+@router.post("/asample", openapi_extra=reads(requests.Sample))
 async def asample(request: Request, service: TheService) -> JSONResponse:
     body = requests.parse(requests.Sample, await json_object(request))
     params = body.sampling_params

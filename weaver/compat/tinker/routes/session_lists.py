@@ -5,6 +5,7 @@ from fastapi.responses import JSONResponse
 
 from weaver.compat.context import TheService
 from weaver.compat.tinker import requests, rest_answers, rest_requests
+from weaver.compat.tinker.openapi import reads
 from weaver.compat.tinker.routes.bodies import json_object
 from weaver.compat.tinker.routes.paging import AccessScope, Limit, Offset
 
@@ -16,7 +17,7 @@ async def list_sessions(service: TheService, limit: Limit = 20, offset: Offset =
     return JSONResponse(rest_answers.sessions(service.sessions.page(limit, offset)))
 
 
-@router.post("/search")
+@router.post("/search", openapi_extra=reads(rest_requests.SearchSessions))
 async def search_sessions(request: Request, service: TheService) -> JSONResponse:
     body = requests.parse(rest_requests.SearchSessions, await json_object(request))
     found, more = service.sessions.search(body.search(), body.after(), body.limit)
@@ -31,7 +32,7 @@ async def get_session(session_id: str, service: TheService) -> JSONResponse:
     return JSONResponse(rest_answers.session(info, known.runs(session_id), known.samplers(session_id)))
 
 
-@router.put("/{session_id}/project")
+@router.put("/{session_id}/project", openapi_extra=reads(rest_requests.AssignProject))
 async def assign_project(session_id: str, request: Request, service: TheService) -> JSONResponse:
     body = requests.parse(rest_requests.AssignProject, await json_object(request))
     service.sessions.move(session_id, body.project_id)

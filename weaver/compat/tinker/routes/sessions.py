@@ -7,6 +7,7 @@ from fastapi.responses import JSONResponse
 
 from weaver.compat.context import TheService
 from weaver.compat.tinker import answers, requests
+from weaver.compat.tinker.openapi import READS_ANYTHING, reads
 from weaver.compat.tinker.routes.bodies import json_object, read_body
 
 open_router = APIRouter()
@@ -49,19 +50,19 @@ async def get_server_capabilities(service: TheService) -> JSONResponse:
     return JSONResponse(answers.capabilities(service.supported_models()))
 
 
-@router.post("/client/config")
+@router.post("/client/config", openapi_extra=READS_ANYTHING)
 async def client_config(request: Request) -> JSONResponse:
     await read_body(request)
     return JSONResponse(_CLIENT_CONFIG)
 
 
-@router.post("/client/dynamic_config")
+@router.post("/client/dynamic_config", openapi_extra=READS_ANYTHING)
 async def client_dynamic_config(request: Request) -> JSONResponse:
     await read_body(request)
     return JSONResponse(_CLIENT_DYNAMIC_CONFIG)
 
 
-@router.post("/create_session")
+@router.post("/create_session", openapi_extra=reads(requests.CreateSession))
 async def create_session(request: Request, service: TheService) -> JSONResponse:
     body = requests.parse(requests.CreateSession, await json_object(request))
     session_id = service.create_session(
@@ -74,20 +75,20 @@ async def create_session(request: Request, service: TheService) -> JSONResponse:
     return JSONResponse({"session_id": session_id})
 
 
-@router.post("/session_heartbeat")
+@router.post("/session_heartbeat", openapi_extra=reads(requests.SessionHeartbeat))
 async def session_heartbeat(request: Request, service: TheService) -> JSONResponse:
     service.heartbeat(requests.parse(requests.SessionHeartbeat, await json_object(request)).session_id)
     return JSONResponse({"type": "session_heartbeat"})
 
 
-@router.post("/sessions/{session_id}/finish")
+@router.post("/sessions/{session_id}/finish", openapi_extra=reads(requests.FinishSession))
 async def finish_session(session_id: str, request: Request, service: TheService) -> JSONResponse:
     body = requests.parse(requests.FinishSession, await json_object(request))
     service.finish_session(session_id, body.reason.type, body.detail)
     return JSONResponse({})
 
 
-@router.post("/telemetry")
+@router.post("/telemetry", openapi_extra=READS_ANYTHING)
 async def telemetry(request: Request) -> JSONResponse:
     """Accepted and dropped unread: its events carry API keys in clear."""
     await read_body(request)
