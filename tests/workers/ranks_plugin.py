@@ -22,6 +22,7 @@ class Echoes(echo.EchoBackend):
 
     def create_model(self, model_id, lora):
         if lora.rank == ENDLESS_RANK:
+            (Path(os.environ["WEAVER_TEST_DEATHS"]) / f"rank {RANK} waits").touch()
             threading.Event().wait()
         super().create_model(model_id, lora)
 

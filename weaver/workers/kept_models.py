@@ -41,7 +41,7 @@ class KeptModel:
     def copied(self, state: ModelState, seconds: float | None = None) -> None:
         """`state` has everything up to the last step; the gradients accumulated since are not part of it."""
         steps = [place for place, one in enumerate(self.since) if not isinstance(one, tuple)]
-        self.since = []
+        self.since = self.since[steps[-1] + 1 :] if steps else self.since
         self.state, self.seconds = state, 0.0
         self.copy_seconds = self.copy_seconds if seconds is None else seconds
 
