@@ -1,0 +1,134 @@
+"""Per-token log probabilities where each rank has a part of the vocabulary, chunk by chunk, forward and backward.
+
+As in `weaver_peft.logprobs` the loss is arithmetic on logprobs, and its gradient with respect to them, g, is all the
+output layer needs to know: d loss / d logits[t, v] = sum over k of g[t, k] · (1[v = target[t, k]] - p[t, v]).
+
+Shapes: T tokens, C tokens of one chunk, V vocabulary entries of this rank, H hidden size, K targets, R adapter's rank.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch.nn import functional as F
+from weaver_peft.logprobs import CHUNK_ELEMENTS
+
+from weaver_megatron.call import LocalPair
+from weaver_megatron.collectives import largest, summed
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Head:
+    """This rank's rows of the output layer and of one adapter's pair on it. `first` is the token id of row 0; rows from
+    `real` on are padding, which no token has."""
+
+    weight_VH: torch.Tensor
+    pair: LocalPair | None
+    first: int
+    real: int
+    group: dist.ProcessGroup
+
+    @property
+    def chunk_tokens(self) -> int:
+        return max(1, CHUNK_ELEMENTS[self.weight_VH.device.type] // len(self.weight_VH))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scored:
+    """Target logprobs (T, K) and the logarithm of each token's sum of exponentials (T,), the same on all ranks."""
+
+    logprobs_TK: torch.Tensor
+    normaliser_T: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class HeadGradients:
+    """The loss's gradients with respect to the hidden states, to A (R, H) and to this rank's B (V, R)."""
+
+    hidden_TH: torch.Tensor
+    a: torch.Tensor | None
+    b: torch.Tensor | None
+
+
+def target_logprobs(head: Head, hidden_TH: torch.Tensor, targets_TK: torch.Tensor) -> Scored:
+    """Log probabilities of the targets, float32. No graph is built."""
+    logprobs_TK = torch.empty(targets_TK.shape, device=targets_TK.device)
+    normaliser_T = torch.empty(len(targets_TK), device=targets_TK.device)
+    for rows in _chunks(head, len(hidden_TH)):
+        logits_CV = _logits(head, hidden_TH[rows])
+        highest_C = largest(logits_CV.amax(1), head.group)
+        found_CK = _own_targets(head, logits_CV, targets_TK[rows])
+        exponentials_C = logits_CV.sub_(highest_C[:, None]).exp_().sum(1)
+        sums = summed(torch.cat([exponentials_C[:, None], found_CK], dim=1), head.group)
+        normaliser_T[rows] = highest_C + sums[:, 0].log()
+        logprobs_TK[rows] = (sums[:, 1:] - highest_C[:, None]) - sums[:, :1].log()
+    return Scored(logprobs_TK, normaliser_T)
+
+
+def head_gradients(
+    head: Head, hidden_TH: torch.Tensor, targets_TK: torch.Tensor, gradient_TK: torch.Tensor, scored: Scored
+) -> HeadGradients:
+    """Carry the loss's gradient with respect to the target logprobs back through the output layer.
+
+    Tokens whose gradient is zero (a masked prompt, say) are left out.
+    """
+    pair = head.pair
+    hidden_gradient_TH = torch.zeros(hidden_TH.shape, device=hidden_TH.device)
+    a = torch.zeros_like(pair.a) if pair is not None else None
+    b = torch.zeros_like(pair.b) if pair is not None else None
+    used = gradient_TK.ne(0).any(1).nonzero().squeeze(1)
+    for rows in _chunks(head, len(used)):
+        tokens = used[rows]
+        chosen = hidden_TH[tokens], targets_TK[tokens], gradient_TK[tokens], scored.normaliser_T[tokens]
+        logits_gradient_CV = _logits_gradient(head, *chosen)
+        into_hidden_CH = (logits_gradient_CV.to(hidden_TH.dtype) @ head.weight_VH).float()
+        if pair is not None and a is not None and b is not None:
+            hidden_CH = chosen[0].float()
+            lowered_gradient_CR = (logits_gradient_CV @ pair.b) * pair.scale
+            b.addmm_(logits_gradient_CV.T, F.linear(hidden_CH, pair.a) * pair.scale)
+            a.addmm_(lowered_gradient_CR.T, hidden_CH)
+            into_hidden_CH.addmm_(lowered_gradient_CR, pair.a)
+        hidden_gradient_TH[tokens] = into_hidden_CH
+    hidden_gradient_TH = summed(hidden_gradient_TH, head.group).to(hidden_TH.dtype)
+    return HeadGradients(hidden_gradient_TH, None if a is None else summed(a, head.group), b)
+
+
+def _logits(head: Head, hidden_CH: torch.Tensor) -> torch.Tensor:
+    """Float32, the adapter's update included, -inf for padding."""
+    logits_CV = F.linear(hidden_CH, head.weight_VH).float()
+    if head.pair is not None:
+        lowered_CR = F.linear(hidden_CH.float(), head.pair.a)
+        logits_CV.addmm_(lowered_CR, head.pair.b.T, alpha=head.pair.scale)
+    logits_CV[:, head.real :] = -torch.inf
+    return logits_CV
+
+
+def _logits_gradient(
+    head: Head,
+    hidden_CH: torch.Tensor,
+    targets_CK: torch.Tensor,
+    gradient_CK: torch.Tensor,
+    normaliser_C: torch.Tensor,
+) -> torch.Tensor:
+    probabilities_CV = _logits(head, hidden_CH).sub_(normaliser_C[:, None]).exp_()
+    negative_CV = probabilities_CV.mul_(-gradient_CK.sum(1, keepdim=True))
+    rows_CK, mine_CK = _own_rows(head, targets_CK)
+    return negative_CV.scatter_add_(1, rows_CK, gradient_CK * mine_CK)
+
+
+def _own_targets(head: Head, logits_CV: torch.Tensor, targets_CK: torch.Tensor) -> torch.Tensor:
+    """Logits of the targets that are here, zero for the others."""
+    rows_CK, mine_CK = _own_rows(head, targets_CK)
+    return logits_CV.gather(1, rows_CK).masked_fill(~mine_CK, 0)
+
+
+def _own_rows(head: Head, targets_CK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    rows_CK = targets_CK - head.first
+    mine_CK = (rows_CK >= 0) & (rows_CK < head.real)
+    return rows_CK.masked_fill(~mine_CK, 0), mine_CK
+
+
+def _chunks(head: Head, tokens: int) -> Iterator[slice]:
+    size = head.chunk_tokens
+    return (slice(start, min(start + size, tokens)) for start in range(0, tokens, size))
