@@ -233,7 +233,8 @@ def passes(least: int) -> Criterion:
         ]
         counts = {word: int(number) for number, word in re.findall(r"(\d+) (\w+)", "".join(last))}
         met = counts.get("passed", 0) >= least and not {"failed", "error", "errors", "skipped"} & set(counts)
-        yield Finding(f"{least} tests pass", ", ".join(f"{n} {word}" for word, n in counts.items()), met)
+        tests = "tests pass" if least > 1 else "test passes"
+        yield Finding(f"{least} {tests}", ", ".join(f"{n} {word}" for word, n in counts.items()), met)
 
     return check
 
