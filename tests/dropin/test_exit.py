@@ -49,9 +49,16 @@ def start(model, tmp_path, monkeypatch):
 
     def started(code):
         command = [sys.executable, "-c", code, str(model)]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        return subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=_interruptible
+        )
 
     return started
+
+
+def _interruptible():
+    """A shell's background jobs ignore interrupts, and so would what they start."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def ended(program):
