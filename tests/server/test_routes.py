@@ -62,6 +62,9 @@ class StandIn:
         if self.error:
             raise self.error
 
+    def authenticators(self):
+        return ()
+
     def __getattr__(self, name):
         def method(*args, **kwargs):
             self._called(name, args, kwargs)

@@ -164,7 +164,7 @@ def lesson(registry):
 
 @pytest.fixture
 def assert_same_models():
-    def same(found, expected, model_ids=("a", "b"), tolerance=1e-6):
+    def same(found, expected, model_ids=("a", "b"), tolerance=1e-5):
         for model_id in model_ids:
             one, other = (backend.export_state(model_id, optimizer=True) for backend in (found, expected))
             assert one.optimizer.step == other.optimizer.step > 0

@@ -1,7 +1,6 @@
 """The flags of `weaver serve` that backends declare: `--tp 2` is `--backend-option tp=2`."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
 from typing import Final
 
 import click
@@ -13,15 +12,17 @@ from weaver.registry import load_registry
 from weaver.types import OptionValue
 
 _PREFIX: Final = "backend_option_"
+_FLAGS: Final = "weaver.backend_flags"
 
 
 class ServeCommand(click.Command):
     """A command with a flag for each option that an installed backend declares; its own flags come first."""
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        return [*super().get_params(ctx), *self._flags]
+        if _FLAGS not in ctx.meta:  # once for each time it is called
+            ctx.meta[_FLAGS] = self._flags()
+        return [*super().get_params(ctx), *ctx.meta[_FLAGS]]
 
-    @cached_property
     def _flags(self) -> Sequence[click.Option]:
         taken = {name for parameter in self.params for name in parameter.opts}
         return [_flag(name, declared) for name, declared in _declared().items() if name not in taken]
