@@ -6,8 +6,8 @@ import tinker
 from weaver_peft.trainer import open_backend
 
 from weaver.backend import Pass
+from weaver.domain import AdamParams, Datum, LoraSpec, ModelSource
 from weaver.plugins.losses import weaver_losses
-from weaver.types import AdamParams, Datum, LoraSpec, ModelSource
 
 CROSS_ENTROPY = next(loss for loss in weaver_losses() if loss.name == "cross_entropy")
 SEQUENCES = [np.arange(2, 66) + shift for shift in range(4)]

@@ -6,7 +6,7 @@ import torch
 from transformers import AutoModelForCausalLM
 from weaver_peft.sampler import open_sampler
 
-from weaver.types import ModelSource, SampleRequest, SamplingParams
+from weaver.domain import ModelSource, SampleRequest, SamplingParams
 
 PROMPT, NEW = 60, 64
 

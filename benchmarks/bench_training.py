@@ -8,8 +8,8 @@ from transformers import AutoModelForCausalLM
 from weaver_peft.trainer import open_backend
 
 from weaver.backend import Pass
+from weaver.domain import Datum, LoraSpec, ModelSource
 from weaver.plugins.losses import weaver_losses
-from weaver.types import Datum, LoraSpec, ModelSource
 
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"]
 CROSS_ENTROPY = next(loss for loss in weaver_losses() if loss.name == "cross_entropy")

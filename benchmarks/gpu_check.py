@@ -30,9 +30,7 @@ from weaver_peft.trainer import open_backend
 from weaver.backend import Pass
 from weaver.checkpoints import write_checkpoint
 from weaver.config import Config
-from weaver.plugins.losses import weaver_losses
-from weaver.service import Service
-from weaver.types import (
+from weaver.domain import (
     AdamParams,
     AdapterRef,
     Datum,
@@ -44,6 +42,8 @@ from weaver.types import (
     SamplingParams,
     SaveForSampler,
 )
+from weaver.plugins.losses import weaver_losses
+from weaver.service import Service
 
 VOCABULARY = 251
 SIZES = {

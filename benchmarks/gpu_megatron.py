@@ -24,12 +24,12 @@ import torch
 
 from weaver import workers
 from weaver.backend import Backend, BackendFactory
+from weaver.domain import AdamParams, ModelSource, OptionValue
 from weaver.plugins.losses import weaver_losses
 from weaver.registry import load_registry
 from weaver.testing.backends import bench_of
 from weaver.testing.bench import Bench
 from weaver.testing.reference import FAMILIES, TrainingReference
-from weaver.types import AdamParams, ModelSource, OptionValue
 
 LOSSES = [loss for loss in weaver_losses() if loss.name in ("cross_entropy", "ppo")]
 STEP = AdamParams(learning_rate=0.01, eps=1e-6)

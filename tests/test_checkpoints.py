@@ -9,13 +9,7 @@ import pytest
 
 from weaver.backend import ModelSource
 from weaver.checkpoints import check_checkpoint, checkpoint_folder, delete_checkpoint, read_checkpoint, write_checkpoint
-from weaver.engine.executor import Executor
-from weaver.errors import AlreadyExists, CheckpointDamaged, InvalidInput, UnknownName
-from weaver.kept import KeptFolders
-from weaver.plugins.echo import EchoBackend
-from weaver.registry import load_registry
-from weaver.store import Store
-from weaver.types import (
+from weaver.domain import (
     Adapter,
     CreateModel,
     LoadState,
@@ -25,6 +19,12 @@ from weaver.types import (
     SaveForSampler,
     SaveState,
 )
+from weaver.engine.executor import Executor
+from weaver.errors import AlreadyExists, CheckpointDamaged, InvalidInput, UnknownName
+from weaver.kept import KeptFolders
+from weaver.plugins.echo import EchoBackend
+from weaver.registry import load_registry
+from weaver.store import Store
 
 SPEC = LoraSpec(rank=3, alpha=32.0, seed=5, train_unembed=False)
 FILES = {"adapter_model.safetensors", "adapter_config.json", "optimizer.safetensors", "manifest.json"}

@@ -15,8 +15,8 @@ from typing import Any, Final
 import numpy as np
 from safetensors import SafetensorError, deserialize, safe_open
 
+from weaver.domain import Adapter, FloatArray, LoraSpec, ModelState
 from weaver.errors import InvalidInput
-from weaver.types import Adapter, FloatArray, LoraSpec, ModelState
 
 SCHEME: Final = "file:"
 CONFIG_FILE, WEIGHTS_FILE, PICKLE_FILE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"

@@ -9,9 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, Protocol
 
-from weaver.errors import InvalidInput, WeaverError
-from weaver.loss import Loss
-from weaver.types import (
+from weaver.domain import (
     Adapter,
     Datum,
     ForwardBackwardResult,
@@ -22,6 +20,8 @@ from weaver.types import (
     OptimParams,
     OptionValue,
 )
+from weaver.errors import InvalidInput, WeaverError
+from weaver.loss import Loss
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -17,9 +17,9 @@ from typing import Any
 
 from safetensors.numpy import load_file, save_file
 
+from weaver.domain import ADAMW, Adapter, LoraSpec, ModelState, OptimizerState
 from weaver.encryption import SUFFIX, Seal
 from weaver.errors import CheckpointDamaged, InvalidInput
-from weaver.types import ADAMW, Adapter, LoraSpec, ModelState, OptimizerState
 
 ADAPTER, CONFIG, OPTIMIZER, MANIFEST = (
     "adapter_model.safetensors", "adapter_config.json", "optimizer.safetensors", "manifest.json",

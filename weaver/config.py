@@ -11,8 +11,8 @@ from typing import Final
 from pydantic import BaseModel, ConfigDict, Field
 
 from weaver.backend import ModelSource
+from weaver.domain import OptionValue
 from weaver.errors import InvalidInput
-from weaver.types import OptionValue
 
 
 class Config(BaseModel):

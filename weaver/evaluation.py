@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from weaver.backend import Pass
+from weaver.domain import Array, Datum, FloatArray, ForwardBackwardResult
 from weaver.errors import InvalidInput, LossFailed, UserError
 from weaver.loss import REDUCTIONS, TARGET_TOKENS, LossInput, LossOutput
-from weaver.types import Array, Datum, FloatArray, ForwardBackwardResult
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from weaver.domain import LossGraph
 from weaver.errors import InvalidInput, PluginBroken
-from weaver.types import LossGraph
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Protocol
 
-from weaver.types import AdapterRef, ModelSource, SampleRequest, SampleResult
+from weaver.domain import AdapterRef, ModelSource, SampleRequest, SampleResult
 
 
 class SampleFuture(Future[SampleResult]):
@@ -40,7 +40,7 @@ class Sampler(Protocol):
 
     def publish(self, model_id: str, version: int, adapter: AdapterRef) -> None:
         """Requests that follow the model, running ones too, use this adapter from their next token on, unless they
-        already use a higher version. See `weaver.types.Inflight`."""
+        already use a higher version. See `weaver.domain.Inflight`."""
 
     def forget(self, adapter_id: str) -> None:
         """The adapter will not be asked for again: free it, once running requests are done with it."""

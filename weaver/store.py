@@ -13,7 +13,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.pool import StaticPool
 
-from weaver.types import ADAMW, LoraSpec
+from weaver.domain import ADAMW, LoraSpec
 
 metadata = sa.MetaData()
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from types import ModuleType
 
 from weaver.backend import Backend, BackendFactory, BackendOption, ModelFacts, ModelSource
+from weaver.domain import Adapter, OptionValue
 from weaver.errors import MissingPackage
 from weaver.hookspecs import hookimpl
-from weaver.types import Adapter, OptionValue
 
 OPTIONS = (
     BackendOption("tp", 1, "processes that share every layer (tensor parallel)"),

@@ -5,8 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from weaver_peft.lora import initial_pair
 
-from weaver.errors import InvalidInput
-from weaver.types import (
+from weaver.domain import (
     Adapter,
     FloatArray,
     LoraSpec,
@@ -14,6 +13,7 @@ from weaver.types import (
     ModelState,
     OptimParams,
 )
+from weaver.errors import InvalidInput
 from weaver_megatron.call import LocalPair
 from weaver_megatron.gradients import clip, global_norm, sum_gradients
 from weaver_megatron.optimizer import RankOptimizer

@@ -7,8 +7,8 @@ import torch
 from transformers import AutoConfig
 from weaver_peft.base_model import describe, resolved
 
+from weaver.domain import ModelFacts, ModelSource
 from weaver.errors import InvalidInput
-from weaver.types import ModelFacts, ModelSource
 from weaver_megatron.layout import Layout
 
 KNOWN: Final = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "Qwen3MoeForCausalLM")

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import torch
 
+from weaver.domain import Adapter, ModelSource
 from weaver.errors import InvalidInput
-from weaver.types import Adapter, ModelSource
 from weaver_megatron.adapter import PREFIX
 from weaver_megatron.conversion import Checkpoint
 

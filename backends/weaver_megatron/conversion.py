@@ -13,8 +13,8 @@ from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 from weaver_peft.base_model import resolved
 
+from weaver.domain import ModelSource
 from weaver.errors import InvalidInput
-from weaver.types import ModelSource
 from weaver_megatron.architecture import Architecture
 from weaver_megatron.experts import ExpertMixture
 from weaver_megatron.model import ParallelModel

@@ -5,8 +5,8 @@ from importlib.util import find_spec
 import torch
 from weaver_peft.merge import merge
 
+from weaver.domain import ModelFacts, ModelSource
 from weaver.errors import InvalidInput, MissingPackage
-from weaver.types import ModelFacts, ModelSource
 from weaver_megatron.architecture import check_layout, read_architecture
 from weaver_megatron.layout import Layout
 

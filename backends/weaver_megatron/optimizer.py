@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import torch
 from weaver_peft.optimizers import MOMENTS, ModelOptimizer
 
-from weaver.types import DIMUON, DimuonParams, FloatArray, OptimizerState, OptimParams
+from weaver.domain import DIMUON, DimuonParams, FloatArray, OptimizerState, OptimParams
 from weaver_megatron.collectives import gathered
 from weaver_megatron.ranks import Ranks
 from weaver_megatron.sharding import Part, cut_all, gather_all

@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 
 from weaver.backend import Backend
-from weaver.types import ModelSource
+from weaver.domain import ModelSource
 from weaver_megatron.opening import carrier, layout_of, on_cuda
 from weaver_megatron.rank import RankBackend
 

@@ -15,9 +15,9 @@ import torch.distributed as dist
 from weaver_peft.micro_batches import Run, pieces, runs
 
 from weaver.backend import Pass
+from weaver.domain import ForwardBackwardResult, LoraSpec, ModelSource, ModelState, OptimParams
 from weaver.errors import InvalidInput, LossFailed, WeaverError
 from weaver.evaluation import PassOutcome, evaluate, evaluate_batch, shaped_logprobs, targets_of
-from weaver.types import ForwardBackwardResult, LoraSpec, ModelSource, ModelState, OptimParams
 from weaver_megatron.adapter import PREFIX, TrainingModel
 from weaver_megatron.architecture import check_layout, read_architecture
 from weaver_megatron.attempt import Attempt, exchange_failures, gather_outcomes

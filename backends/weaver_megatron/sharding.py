@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from weaver.types import FloatArray
+from weaver.domain import FloatArray
 from weaver_megatron.ranks import Ranks
 from weaver_megatron.sites import Cut
 

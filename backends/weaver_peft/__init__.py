@@ -6,10 +6,10 @@ from pathlib import Path
 from types import ModuleType
 
 from weaver.backend import Backend, BackendFactory, ModelFacts, ModelSource
+from weaver.domain import Adapter
 from weaver.errors import MissingPackage
 from weaver.hookspecs import hookimpl
 from weaver.sampler import Sampler, SamplerFactory
-from weaver.types import Adapter
 
 
 def _describe(source: ModelSource) -> ModelFacts:

@@ -3,7 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Collection
 
-from weaver.types import AdapterRef
+from weaver.domain import AdapterRef
 from weaver_peft.adapters import adapter_bytes, load_adapter
 from weaver_peft.base_model import BaseModel
 from weaver_peft.call import LoraWeights

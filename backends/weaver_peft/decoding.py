@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import torch
 
+from weaver.domain import SampleRequest
 from weaver.errors import InvalidInput
 from weaver.sampler import SampleFuture
-from weaver.types import SampleRequest
 from weaver_peft.adapter_cache import AdapterCache
 from weaver_peft.base_model import BaseModel
 from weaver_peft.call import Call, LoraWeights

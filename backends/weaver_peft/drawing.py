@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from weaver.types import SamplingParams
+from weaver.domain import SamplingParams
 
 SMALLEST_TEMPERATURE = float(np.finfo(np.float32).tiny)  # below it float32 has no normal numbers; greedy in effect
 

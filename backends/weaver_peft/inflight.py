@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from weaver.types import AdapterRef, SampleRequest
+from weaver.domain import AdapterRef, SampleRequest
 
 
 @dataclass(frozen=True, slots=True)

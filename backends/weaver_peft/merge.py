@@ -12,8 +12,8 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.utils import cached_file, logging
 
+from weaver.domain import Adapter, ModelSource, ModelState
 from weaver.errors import InvalidInput
-from weaver.types import Adapter, ModelSource, ModelState
 from weaver_peft.base_model import BaseModel, adapted_modules, describe, resolved
 from weaver_peft.training_model import TrainingModel
 

@@ -7,7 +7,7 @@ from typing import Final
 import numpy as np
 import torch
 
-from weaver.types import ADAMW, DIMUON, AdamParams, DimuonParams, FloatArray, OptimizerState, OptimParams
+from weaver.domain import ADAMW, DIMUON, AdamParams, DimuonParams, FloatArray, OptimizerState, OptimParams
 
 MOMENTS: Final = {ADAMW: ("exp_avg", "exp_avg_sq"), DIMUON: ("momentum_buffer",)}
 """The tensors that an optimizer keeps for each parameter, by torch's names."""

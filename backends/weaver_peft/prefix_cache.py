@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from weaver.types import IntArray
+from weaver.domain import IntArray
 
 BEGINNING = 64
 """Tokens. Sequences that share fewer are not worth finding: copying so few columns gains nothing."""

@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from weaver.types import (
+from weaver.domain import (
     IntArray,
     PromptAlternatives,
     PromptTargets,

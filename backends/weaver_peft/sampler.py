@@ -13,9 +13,9 @@ import psutil
 import torch
 
 from weaver.backend import ModelSource
+from weaver.domain import AdapterRef, SampleRequest
 from weaver.errors import Stopped
 from weaver.sampler import SampleFuture
-from weaver.types import AdapterRef, SampleRequest
 from weaver_peft.base_model import BaseModel, load_base_model
 from weaver_peft.decoding import DecodeLoop, Limits
 from weaver_peft.inflight import Published

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from weaver.sampler import SampleFuture
-from weaver.types import (
+from weaver.domain import (
     AdapterRef,
     IntArray,
     SampledSequence,
@@ -18,6 +17,7 @@ from weaver.types import (
     StopReason,
     TopLogprobs,
 )
+from weaver.sampler import SampleFuture
 from weaver_peft.call import LoraWeights
 from weaver_peft.drawing import Likeliest, row_generator
 from weaver_peft.prefix_cache import common

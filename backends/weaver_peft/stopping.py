@@ -7,8 +7,8 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
+from weaver.domain import SamplingParams
 from weaver.errors import InvalidInput
-from weaver.types import SamplingParams
 from weaver_peft.base_model import BaseModel
 
 # A window of tokens may begin inside a character, which then decodes to at most 3 replacement characters, and may lose

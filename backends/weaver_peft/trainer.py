@@ -16,9 +16,9 @@ import psutil
 import torch
 
 from weaver.backend import Backend, ModelSource, Pass
+from weaver.domain import ForwardBackwardResult, LoraSpec, ModelState, OptimParams
 from weaver.errors import LossFailed, WeaverError
 from weaver.evaluation import PassOutcome, evaluate, evaluate_batch, shaped_logprobs, targets_of
-from weaver.types import ForwardBackwardResult, LoraSpec, ModelState, OptimParams
 from weaver_peft.base_model import BaseModel, load_base_model
 from weaver_peft.call import Call, Segment
 from weaver_peft.logprobs import Head, Workspace, head_gradients, target_logprobs

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
+from weaver.domain import Adapter, FloatArray, LoraSpec, ModelState, OptimParams
 from weaver.errors import InvalidInput
-from weaver.types import Adapter, FloatArray, LoraSpec, ModelState, OptimParams
 from weaver_peft.adapters import refuse_other_base_weights
 from weaver_peft.base_model import AdaptedModule, BaseModel
 from weaver_peft.call import LoraPair

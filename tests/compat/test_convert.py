@@ -12,8 +12,7 @@ from tinker.proto.response_conv import deserialize_forward_backward_output, dese
 
 from weaver.compat.tinker import answers, convert, messages
 from weaver.compat.tinker.tensors import DENSE_LIMIT
-from weaver.errors import InvalidInput
-from weaver.types import (
+from weaver.domain import (
     ForwardBackwardResult,
     ModelCreated,
     OptimStepResult,
@@ -23,6 +22,7 @@ from weaver.types import (
     StopReason,
     TopLogprobs,
 )
+from weaver.errors import InvalidInput
 
 
 def datum(tokens, **inputs):

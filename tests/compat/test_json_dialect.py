@@ -10,8 +10,7 @@ from tinker import types as sdk
 from tinker.proto.request_conv import forward_backward_request_to_proto
 
 from weaver.compat.tinker import convert, json_answers, json_dialect, requests
-from weaver.errors import InvalidInput
-from weaver.types import (
+from weaver.domain import (
     ForwardBackwardResult,
     PromptAlternatives,
     PromptTargets,
@@ -21,6 +20,7 @@ from weaver.types import (
     TargetLogprobs,
     TopLogprobs,
 )
+from weaver.errors import InvalidInput
 
 BODY = {
     "forward_backward_input": {

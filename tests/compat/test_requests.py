@@ -3,8 +3,8 @@
 import pytest
 
 from weaver.compat.tinker import convert, requests
+from weaver.domain import AdamParams, LoraSpec, SaveForSampler, SaveState
 from weaver.errors import InvalidInput
-from weaver.types import AdamParams, LoraSpec, SaveForSampler, SaveState
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ from itertools import count
 from safetensors.numpy import load_file
 
 from weaver.checkpoints import write_checkpoint
+from weaver.domain import AdamParams, AdapterRef
 from weaver.service import Service
-from weaver.types import AdamParams, AdapterRef
 
 
 class Wrapped:

@@ -22,7 +22,7 @@ from conformance_faults import (
     Wrapped,
 )
 
-from weaver.types import AdamParams, DimuonParams
+from weaver.domain import AdamParams, DimuonParams
 
 
 def step(change):

@@ -9,9 +9,9 @@ from dataclasses import replace
 import numpy as np
 from conformance_faults import DrawsRetriesAgain, ExecutesRetries, Wrapped
 
+from weaver.domain import ForwardBackward, OptimStep
 from weaver.errors import InvalidInput, UserError
 from weaver.service import Service
-from weaver.types import ForwardBackward, OptimStep
 
 
 class Rewrites:

@@ -10,16 +10,7 @@ import numpy as np
 import pytest
 
 from weaver.backend import ModelSource
-from weaver.engine import Engine
-from weaver.engine import engine as engine_module
-from weaver.engine.executor import Executor
-from weaver.engine.fingerprint import fingerprint, parts_of
-from weaver.errors import Forgotten, InvalidInput, SequenceRefused, ServerError, Stopped, UnknownName
-from weaver.kept import KeptFolders
-from weaver.plugins.echo import EchoBackend
-from weaver.registry import load_registry
-from weaver.store import Store
-from weaver.types import (
+from weaver.domain import (
     AdamParams,
     CreateFromState,
     CreateModel,
@@ -32,6 +23,15 @@ from weaver.types import (
     SaveForSampler,
     SaveState,
 )
+from weaver.engine import Engine
+from weaver.engine import engine as engine_module
+from weaver.engine.executor import Executor
+from weaver.engine.fingerprint import fingerprint, parts_of
+from weaver.errors import Forgotten, InvalidInput, SequenceRefused, ServerError, Stopped, UnknownName
+from weaver.kept import KeptFolders
+from weaver.plugins.echo import EchoBackend
+from weaver.registry import load_registry
+from weaver.store import Store
 
 GAP = 30.0
 BASE = "some/echo"

@@ -2,10 +2,10 @@
 
 import pytest
 
+from weaver.domain import AdamParams, ForwardBackward, OptimStep, SaveState
 from weaver.engine.fingerprint import differences, fingerprint, parts_of
 from weaver.engine.lane import REMEMBERED, Lane
 from weaver.errors import InvalidInput, SequenceRefused
-from weaver.types import AdamParams, ForwardBackward, OptimStep, SaveState
 
 GAP = 30.0
 WRONG = InvalidInput("data[3] is wrong")

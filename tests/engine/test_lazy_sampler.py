@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from weaver.domain import AdapterRef, SampleRequest, SamplingParams
 from weaver.engine import LazySampler
 from weaver.errors import InvalidInput, Stopped
 from weaver.kept import KeptFolders
 from weaver.sampler import SampleFuture
-from weaver.types import AdapterRef, SampleRequest, SamplingParams
 
 REQUEST = SampleRequest(np.array([1, 2]), 1, SamplingParams(3))
 NEWER = AdapterRef("a", Path("does-not-exist"))

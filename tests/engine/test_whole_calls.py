@@ -5,12 +5,12 @@ import pytest
 
 from tests.engine.test_engine import BASE, GAP, Bench, Recording
 from weaver.backend import ModelSource
+from weaver.domain import Datum, ForwardBackward, ForwardBackwardResult
 from weaver.engine import Engine
 from weaver.engine.executor import Executor
 from weaver.errors import InvalidInput, LossFailed
 from weaver.kept import KeptFolders
 from weaver.loss import Loss
-from weaver.types import Datum, ForwardBackward, ForwardBackwardResult
 
 LOSSES = {"whole": Loss("whole", lambda *_: None, batch=True), "each": Loss("each", lambda *_: None)}
 

@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from weaver.domain import GraphInput, GraphNode, LossGraph, NodeRef, TorchConstant
 from weaver.errors import InvalidInput
 from weaver.plugins import graph_interpreter, graph_operations
 from weaver.plugins.custom_loss import loss_of
-from weaver.types import GraphInput, GraphNode, LossGraph, NodeRef, TorchConstant
 
 LP = NodeRef("logprobs")
 

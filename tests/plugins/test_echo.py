@@ -5,10 +5,7 @@ import pytest
 import torch
 
 from weaver.backend import ModelSource, Pass
-from weaver.errors import CheckpointDamaged, InvalidInput
-from weaver.loss import Loss
-from weaver.plugins.echo import EchoBackend, EchoSampler, describe
-from weaver.types import (
+from weaver.domain import (
     AdamParams,
     AdapterRef,
     Datum,
@@ -18,6 +15,9 @@ from weaver.types import (
     SamplingParams,
     StopReason,
 )
+from weaver.errors import CheckpointDamaged, InvalidInput
+from weaver.loss import Loss
+from weaver.plugins.echo import EchoBackend, EchoSampler, describe
 
 SOURCE = ModelSource("some/name", "echo:vocab=5,context=64")
 CROSS_ENTROPY = Loss("cross_entropy", function=lambda *_: pytest.fail("the echo backend calls no loss function"))

@@ -15,7 +15,7 @@ from tinker.types import (
     UserSearchOwner,
 )
 
-from weaver.types import AdamParams, LoraSpec, OptimStep
+from weaver.domain import AdamParams, LoraSpec, OptimStep
 
 LLAMA = "tiny/llama"
 PROMPT = tinker.ModelInput.from_ints([5, 6, 7, 8])

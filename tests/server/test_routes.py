@@ -12,6 +12,7 @@ import zstandard
 from tinker.proto import tinker_public_pb2 as vendor
 
 from weaver.compat.tinker.routes.bodies import decompress
+from weaver.domain import ForwardBackwardResult, LoadState, OptimStepResult
 from weaver.errors import (
     AlreadyExists,
     CheckpointDamaged,
@@ -24,7 +25,6 @@ from weaver.errors import (
 )
 from weaver.server.app import create_app
 from weaver.service.records import SampleTicket, SupportedModel, Ticket
-from weaver.types import ForwardBackwardResult, LoadState, OptimStepResult
 
 PROTOBUF = {"Content-Type": "application/x-protobuf"}
 

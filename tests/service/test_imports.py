@@ -8,6 +8,7 @@ from safetensors.numpy import save_file
 
 from weaver.adapter_folders import ImportDirs
 from weaver.backend import ModelSource
+from weaver.domain import CreateFromState, LoraSpec
 from weaver.engine.executor import Executor
 from weaver.errors import InvalidInput
 from weaver.kept import KeptFolders
@@ -15,7 +16,6 @@ from weaver.plugins.echo import EchoBackend
 from weaver.registry import load_registry
 from weaver.service.imports import Imports
 from weaver.store import Store
-from weaver.types import CreateFromState, LoraSpec
 
 
 @pytest.fixture

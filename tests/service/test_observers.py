@@ -7,11 +7,11 @@ import pytest
 
 from weaver.backend import ModelSource
 from weaver.config import Config
+from weaver.domain import AdamParams, LoraSpec, OptimStep, SaveForSampler, SaveState
 from weaver.operators import Observer, Settled
 from weaver.registry import load_registry
 from weaver.service import Service, observing
 from weaver.service.observing import Observers
-from weaver.types import AdamParams, LoraSpec, OptimStep, SaveForSampler, SaveState
 
 
 def settled(number):

@@ -5,9 +5,9 @@ import pytest
 
 from weaver.backend import ModelSource
 from weaver.config import Config
+from weaver.domain import AdamParams, LoraSpec, OptimStep, SaveForSampler, SaveState
 from weaver.errors import Forgotten, InvalidInput, SequenceRefused, UnknownName
 from weaver.service import Service
-from weaver.types import AdamParams, LoraSpec, OptimStep, SaveForSampler, SaveState
 
 MODEL = "some/echo"
 PROMPT = np.array([3, 4])

@@ -7,12 +7,12 @@ import pytest
 from weaver_peft.trainer import PeftBackend, load_base_model
 
 from weaver.backend import BackendFactory
+from weaver.domain import AdamParams
 from weaver.errors import InvalidInput, WeaverError
 from weaver.registry import load_registry
 from weaver.testing import check_backend
 from weaver.testing.backends import CHECKS
 from weaver.testing.reference import FAMILIES
-from weaver.types import AdamParams
 
 PEFT = load_registry().backend("peft")
 

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from weaver.domain import Datum
 from weaver.errors import PluginBroken
 from weaver.loss import ConfigField, Loss, LossInput, LossOutput, OutputField
 from weaver.plugins.losses import weaver_losses
 from weaver.testing import check_loss
-from weaver.types import Datum
 
 SHIPPED = [loss for loss in weaver_losses() if loss.from_graph is None]
 STOPS = {"cispo", "gspo", "stable_reinforce"}

@@ -5,12 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from weaver.domain import StopReason
 from weaver.registry import load_registry
 from weaver.sampler import SampleFuture, SamplerFactory
 from weaver.testing import check_sampler
 from weaver.testing.reference import FAMILIES
 from weaver.testing.samplers import CHECKS
-from weaver.types import StopReason
 
 EMBEDDED = load_registry().sampler("embedded")
 

@@ -14,9 +14,9 @@ from weaver_peft.trainer import open_backend as open_peft
 
 from weaver import workers
 from weaver.backend import ModelSource, Pass
+from weaver.domain import AdamParams, Datum, LoraSpec
 from weaver.testing import check_backend
 from weaver.testing.reference import FAMILIES
-from weaver.types import AdamParams, Datum, LoraSpec
 
 COMMAND = [sys.executable, "-m", "weaver.server.cli"]
 DEMO = "HuggingFaceTB/SmolLM2-135M-Instruct"

@@ -13,9 +13,9 @@ from weaver_peft.trainer import open_backend as open_peft
 
 from weaver import workers
 from weaver.backend import ModelSource, Pass
+from weaver.domain import AdamParams, Datum, LoraSpec
 from weaver.plugins.echo import EchoBackend
 from weaver.registry import load_registry
-from weaver.types import AdamParams, Datum, LoraSpec
 
 VOCABULARY = 97
 

@@ -11,8 +11,8 @@ import pytest
 
 from weaver import workers
 from weaver.backend import ModelSource
+from weaver.domain import AdamParams, GraphInput, GraphNode, LoraSpec, LossGraph, ModelState, NodeRef
 from weaver.errors import InvalidInput, LossFailed, ServerError, Stopped, UnknownName, WorkerLost
-from weaver.types import AdamParams, GraphInput, GraphNode, LoraSpec, LossGraph, ModelState, NodeRef
 from weaver.workers import group, kept_models
 from weaver.workers.group_backend import GroupBackend
 

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+from weaver.domain import ForwardBackward, ForwardBackwardResult
 from weaver.errors import InvalidInput, WeaverError
-from weaver.types import ForwardBackward, ForwardBackwardResult
 
 
 def merged(parts: Sequence[ForwardBackward]) -> ForwardBackward:

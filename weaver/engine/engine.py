@@ -7,12 +7,12 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Final
 
+from weaver.domain import CreateFromState, CreateModel, ForwardBackward, ForwardBackwardResult, Operation
 from weaver.engine.calls import apart, merged
 from weaver.engine.executor import Executor
 from weaver.engine.fingerprint import Fingerprint
 from weaver.engine.lane import Lane, Refusal, Work
 from weaver.errors import Forgotten, InvalidInput, ServerError, Stopped, UnknownName, UserError, WeaverError
-from weaver.types import CreateFromState, CreateModel, ForwardBackward, ForwardBackwardResult, Operation
 
 STEP_TOKENS = 16_384
 """How many tokens of passes one step takes, at most one pass more: what other models wait for their turn."""

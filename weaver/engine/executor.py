@@ -10,12 +10,7 @@ from typing import Protocol
 from weaver.adapter_folders import SCHEME, ImportDirs
 from weaver.backend import Backend, Pass
 from weaver.checkpoints import read_checkpoint, write_checkpoint, write_export
-from weaver.encryption import sealer
-from weaver.errors import AlreadyExists, InvalidInput, UnknownName, WeaverError
-from weaver.kept import KeptFolders
-from weaver.loss import Loss
-from weaver.store import Store
-from weaver.types import (
+from weaver.domain import (
     ADAMW,
     AdapterRef,
     CreateFromState,
@@ -36,6 +31,11 @@ from weaver.types import (
     StateLoaded,
     StateSaved,
 )
+from weaver.encryption import sealer
+from weaver.errors import AlreadyExists, InvalidInput, UnknownName, WeaverError
+from weaver.kept import KeptFolders
+from weaver.loss import Loss
+from weaver.store import Store
 
 Publish = Callable[[str, int, AdapterRef], None]
 """Tells samplers of newer weights: a model, the version's number, the version."""

@@ -8,9 +8,9 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
+from weaver.domain import ForwardBackward, Operation
 from weaver.engine.fingerprint import Fingerprint, differences
 from weaver.errors import InvalidInput, SequenceRefused, UserError
-from weaver.types import ForwardBackward, Operation
 
 REFUSED = "refused"
 REMEMBERED = 10_000

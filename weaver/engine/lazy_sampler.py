@@ -5,10 +5,10 @@ from collections.abc import Callable
 from concurrent.futures import Future
 
 from weaver.checkpoints import check_checkpoint
+from weaver.domain import AdapterRef, SampleRequest, SampleResult
 from weaver.errors import Stopped
 from weaver.kept import KeptFolders
 from weaver.sampler import SampleFuture, Sampler
-from weaver.types import AdapterRef, SampleRequest, SampleResult
 
 
 class LazySampler:

@@ -8,10 +8,10 @@ from collections.abc import Iterator, Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
+from weaver.domain import GraphInput, GraphNode, LossGraph, NodeRef, TorchConstant
 from weaver.errors import InvalidInput, MissingPackage
 from weaver.loss import Loss, LossFunction, LossInput, LossOutput
 from weaver.plugins import graph_operations as allowed
-from weaver.types import GraphInput, GraphNode, LossGraph, NodeRef, TorchConstant
 
 if TYPE_CHECKING:
     from torch import Tensor

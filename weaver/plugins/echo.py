@@ -15,11 +15,7 @@ from typing import Final
 import numpy as np
 
 from weaver.backend import BackendFactory, ModelFacts, ModelSource, Pass
-from weaver.errors import CheckpointDamaged, InvalidInput, WeaverError
-from weaver.hookspecs import hookimpl
-from weaver.loss import TARGET_TOKENS
-from weaver.sampler import SampleFuture, SamplerFactory
-from weaver.types import (
+from weaver.domain import (
     AdamParams,
     Adapter,
     AdapterRef,
@@ -40,6 +36,10 @@ from weaver.types import (
     TargetLogprobs,
     TopLogprobs,
 )
+from weaver.errors import CheckpointDamaged, InvalidInput, WeaverError
+from weaver.hookspecs import hookimpl
+from weaver.loss import TARGET_TOKENS
+from weaver.sampler import SampleFuture, SamplerFactory
 
 END_TOKEN: Final = 0
 _TENSOR: Final = "base_model.model.echo.bias"

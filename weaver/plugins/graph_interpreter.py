@@ -11,10 +11,10 @@ from typing import Any, Final
 
 import torch
 
+from weaver.domain import GraphNode, LossGraph, NodeRef, TorchConstant
 from weaver.errors import InvalidInput
 from weaver.loss import LossOutput
 from weaver.plugins import graph_operations as allowed
-from weaver.types import GraphNode, LossGraph, NodeRef, TorchConstant
 
 MAXIMUM_ELEMENTS: Final = 2**24
 MAXIMUM_TOTAL: Final = 2**27

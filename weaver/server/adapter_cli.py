@@ -12,11 +12,11 @@ from weaver.adapter_folders import describe_adapter, read_adapter
 from weaver.backend import BackendFactory, ModelSource
 from weaver.checkpoints import write_beside, write_export
 from weaver.config import default_data_dir, disabled_plugins
+from weaver.domain import Adapter, ModelState
 from weaver.errors import AlreadyExists, InvalidInput, WeaverError
 from weaver.registry import load_registry
 from weaver.server.model_sources import model_sources
 from weaver.service.adapter_shelf import AdapterShelf
-from weaver.types import Adapter, ModelState
 from weaver.workers import open_backend
 
 _MODEL = "The base model. Without: the demo model."

@@ -7,9 +7,9 @@ import click
 
 from weaver.backend import BackendOption
 from weaver.config import disabled_plugins
+from weaver.domain import OptionValue
 from weaver.errors import InvalidInput, WeaverError
 from weaver.registry import load_registry
-from weaver.types import OptionValue
 
 _PREFIX: Final = "backend_option_"
 _FLAGS: Final = "weaver.backend_flags"

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from weaver import __version__
 from weaver.config import Config, default_data_dir, disabled_plugins, prepare_threads, strict_plugins
+from weaver.domain import OptionValue
 from weaver.errors import InvalidInput, WeaverError
 from weaver.server.adapter_cli import adapter
 from weaver.server.backend_flags import ServeCommand, given_options
@@ -18,7 +19,6 @@ from weaver.server.plugins_cli import plugins
 from weaver.server.run_cli import run
 from weaver.server.serve import serve as run_server
 from weaver.server.workbench_cli import workbench
-from weaver.types import OptionValue
 
 _KEY_PREFIX = "tml-"
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from weaver.checkpoints import checkpoint_folder, read_checkpoint, write_checkpoint
+from weaver.domain import Adapter, ModelState
 from weaver.engine.executor import EXTERNAL, SAMPLER, TRAINING, checkpoint_path
 from weaver.errors import InvalidInput, UnknownName
 from weaver.service import door
 from weaver.store import Store
-from weaver.types import Adapter, ModelState
 
 
 class AdapterShelf:

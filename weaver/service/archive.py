@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from weaver.checkpoints import check_checkpoint
+from weaver.domain import LoraSpec
 from weaver.engine.executor import EXTERNAL, SAMPLER, TRAINING, checkpoint_path
 from weaver.errors import AlreadyExists, Forgotten, InvalidInput, UnknownName
 from weaver.kept import KeptFolders
@@ -16,7 +17,6 @@ from weaver.listing import Listing
 from weaver.service import door
 from weaver.service.records import CheckpointInfo, Page, RunInfo
 from weaver.store import Row, Store
-from weaver.types import LoraSpec
 
 _COPIES: Final = uuid.UUID("6f1d3cf0-5a4e-4e6f-9f53-0d7a0c6f6a52")
 """Makes the session of a copy from its idempotency key: a retry finds the first one's copy."""

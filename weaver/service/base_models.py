@@ -6,6 +6,7 @@ from dataclasses import replace
 from weaver.adapter_folders import ImportDirs
 from weaver.backend import ModelFacts, ModelSource
 from weaver.config import Config
+from weaver.domain import AdapterRef
 from weaver.engine import Engine, LazySampler
 from weaver.engine.executor import Executor
 from weaver.errors import InvalidInput
@@ -13,7 +14,6 @@ from weaver.kept import KeptFolders
 from weaver.registry import Registry
 from weaver.service.custom_losses import Losses
 from weaver.store import Store
-from weaver.types import AdapterRef
 from weaver.workers import open_backend
 
 

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
 
+from weaver.domain import CustomLossCreated, ForwardBackward, LossGraph
 from weaver.engine.fingerprint import Fingerprint, differences, fingerprint
 from weaver.errors import InvalidInput, SequenceRefused, UnknownName
 from weaver.loss import Loss
 from weaver.registry import Registry
 from weaver.service.futures import FutureTable
-from weaver.types import CustomLossCreated, ForwardBackward, LossGraph
 
 CUSTOM = "custom"
 MAXIMUM_LOSSES = 1000

@@ -11,9 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from weaver.backend import ModelFacts
-from weaver.errors import InvalidInput
-from weaver.loss import TARGET_TOKENS, Loss, LossInput
-from weaver.types import (
+from weaver.domain import (
     OPTIMIZERS,
     AdamParams,
     Array,
@@ -33,6 +31,8 @@ from weaver.types import (
     SaveForSampler,
     SaveState,
 )
+from weaver.errors import InvalidInput
+from weaver.loss import TARGET_TOKENS, Loss, LossInput
 
 MAXIMUM_RANK = 1024
 MAXIMUM_SAMPLES = 16_384

@@ -7,10 +7,10 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from weaver.domain import ForwardBackward, SampleRequest, SampleResult, SaveExternal, SaveForSampler, SaveState
 from weaver.engine.lane import Work
 from weaver.listing import Listing, UsageKey
 from weaver.operators import Settled
-from weaver.types import ForwardBackward, SampleRequest, SampleResult, SaveExternal, SaveForSampler, SaveState
 
 HOUR: Final = 3600
 TRAINED, PROMPT, CACHED_PROMPT, SAMPLED, CHECKPOINT = "trained", "prompt", "cached_prompt", "sampled", "checkpoint"

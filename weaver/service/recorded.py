@@ -10,10 +10,10 @@ from dataclasses import replace
 
 import numpy as np
 
+from weaver.domain import Array, Datum, FloatArray, ForwardBackward, ProvenanceSpan, SampleResult
 from weaver.errors import InvalidInput, ServerError
 from weaver.loss import TARGET_TOKENS, Loss
 from weaver.store import Row, Store
-from weaver.types import Array, Datum, FloatArray, ForwardBackward, ProvenanceSpan, SampleResult
 
 KEPT_SECONDS = 86_400.0
 """How long a sequence can be trained on after it was sampled, or last trained on."""

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from weaver.types import ADAMW, LoraSpec
+from weaver.domain import ADAMW, LoraSpec
 
 
 @dataclass(frozen=True, slots=True)

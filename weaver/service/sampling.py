@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from weaver.domain import AdapterRef, Inflight, IntArray, SampleRequest, SampleResult, SamplingParams
 from weaver.engine.fingerprint import Fingerprint, differences, fingerprint, parts_of
 from weaver.errors import Forgotten, InvalidInput, SequenceRefused
 from weaver.service import door
@@ -19,7 +20,6 @@ from weaver.service.meter import Meter
 from weaver.service.recorded import RecordedSequences
 from weaver.service.records import CheckpointInfo, Completion, SamplerInfo, SampleTicket
 from weaver.store import Row, Store
-from weaver.types import AdapterRef, Inflight, IntArray, SampleRequest, SampleResult, SamplingParams
 
 REMEMBERED = 100_000
 """How many past sample requests can still be repeated."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from weaver.adapter_folders import ImportDirs
 from weaver.config import Config
+from weaver.domain import ADAMW, IntArray, LoraSpec, LossGraph, ModelFacts, Operation, PromptTargets
 from weaver.errors import UserError
 from weaver.kept import KeptFolders, open_store
 from weaver.listing import Listing
@@ -39,7 +40,6 @@ from weaver.service.sessions import EXPIRED, Leases, Sessions
 from weaver.service.shared_folder import Tenancy
 from weaver.service.training import Training
 from weaver.store import Store
-from weaver.types import ADAMW, IntArray, LoraSpec, LossGraph, ModelFacts, Operation, PromptTargets
 
 
 class Service:
@@ -263,7 +263,7 @@ class Service:
         topk_sample_logprobs: int = 0,
         record_stability_info: bool = False,
     ) -> SampleTicket:
-        """Draw continuations of a prompt; see `weaver.types.SamplingParams` and `SampleRequest`. No `max_tokens`: all
+        """Draw continuations of a prompt; see `weaver.domain.SamplingParams` and `SampleRequest`. No `max_tokens`: all
         that fits. With `record_stability_info`, losses that have recorded inputs can be trained on what is drawn."""
         ticket = self._sampling.sample(
             sampling_session_id,

@@ -5,6 +5,16 @@ import threading
 from collections.abc import Mapping
 from dataclasses import replace
 
+from weaver.domain import (
+    ADAMW,
+    CreateFromState,
+    CreateModel,
+    ForwardBackward,
+    LoadState,
+    LoraSpec,
+    Operation,
+    OptimStep,
+)
 from weaver.engine.fingerprint import fingerprint, parts_of
 from weaver.engine.lane import Refusal, Work
 from weaver.errors import InvalidInput, UnknownName, UserError
@@ -18,7 +28,6 @@ from weaver.service.meter import Meter
 from weaver.service.recorded import RecordedSequences
 from weaver.service.records import CheckpointInfo, ModelInfo, Ticket
 from weaver.store import Store
-from weaver.types import ADAMW, CreateFromState, CreateModel, ForwardBackward, LoadState, LoraSpec, Operation, OptimStep
 
 
 class Training:

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 
 from weaver.backend import BackendFactory, ModelSource, Pass
+from weaver.domain import AdamParams, DimuonParams, FloatArray, ForwardBackwardResult, ModelState, OptimParams
 from weaver.errors import InvalidInput, LossFailed
 from weaver.loss import Loss
 from weaver.plugins.losses import weaver_losses
 from weaver.testing.bench import BROKEN, LORA, MIXED, NOTHING, WHOLE, Bench, Tensors, agrees_with_peft
 from weaver.testing.making import Making
 from weaver.testing.reference import CONTEXT, FAMILIES, VOCABULARY, TrainingReference, write_model
-from weaver.types import AdamParams, DimuonParams, FloatArray, ForwardBackwardResult, ModelState, OptimParams
 
 
 def check_backend(

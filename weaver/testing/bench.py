@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from weaver.backend import Backend, BackendFactory, ModelSource, Pass
+from weaver.domain import AdamParams, FloatArray, ForwardBackwardResult, LoraSpec, ModelState
 from weaver.loss import Loss
 from weaver.testing.making import Making, config_of
 from weaver.testing.reference import TrainingReference
-from weaver.types import AdamParams, FloatArray, ForwardBackwardResult, LoraSpec, ModelState
 
 LORA: Final = LoraSpec(rank=4, alpha=8.0, seed=1)
 MIXED: Final = (13, 2, 40, 1, 7, 90)

@@ -8,11 +8,11 @@ import torch
 from torch.autograd.gradcheck import GradcheckError, gradcheck
 
 from weaver.backend import Pass
+from weaver.domain import Datum
 from weaver.errors import WeaverError
 from weaver.evaluation import evaluate, evaluate_batch
 from weaver.loss import Loss, LossOutput
 from weaver.testing.making import Making, config_of, without_optional
-from weaver.types import Datum
 
 _TOLERANCE: Final = 1e-4
 """Of float32 against float64."""

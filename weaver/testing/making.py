@@ -9,8 +9,8 @@ from typing import Any, Final
 
 import numpy as np
 
+from weaver.domain import Array, Datum, FloatArray, IntArray
 from weaver.loss import TARGET_TOKENS, Loss, LossInput
-from weaver.types import Array, Datum, FloatArray, IntArray
 
 LENGTHS: Final = (5, 1, 8, 3)
 """An even number of data, for losses of pairs."""

@@ -13,8 +13,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from weaver.backend import Pass
+from weaver.domain import Adapter, Datum, FloatArray, IntArray, SamplingParams
 from weaver.loss import TARGET_TOKENS, LossOutput
-from weaver.types import Adapter, Datum, FloatArray, IntArray, SamplingParams
 
 VOCABULARY: Final = 128
 CONTEXT: Final = 256

@@ -14,6 +14,17 @@ from typing import Any, Final
 import numpy as np
 
 from weaver.backend import ModelSource
+from weaver.domain import (
+    AdapterRef,
+    Inflight,
+    IntArray,
+    PromptTargets,
+    SampledSequence,
+    SampleRequest,
+    SampleResult,
+    SamplingParams,
+    StopReason,
+)
 from weaver.errors import InvalidInput, Stopped
 from weaver.sampler import Sampler, SamplerFactory
 from weaver.testing.reference import (
@@ -24,17 +35,6 @@ from weaver.testing.reference import (
     distribution,
     write_adapter,
     write_model,
-)
-from weaver.types import (
-    AdapterRef,
-    Inflight,
-    IntArray,
-    PromptTargets,
-    SampledSequence,
-    SampleRequest,
-    SampleResult,
-    SamplingParams,
-    StopReason,
 )
 
 SECONDS: Final = 120.0

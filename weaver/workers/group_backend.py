@@ -8,8 +8,8 @@ from functools import partial
 from typing import Any, TypeVar
 
 from weaver.backend import Pass
+from weaver.domain import ForwardBackwardResult, LoraSpec, ModelState, OptimParams
 from weaver.errors import Stopped, WeaverError, WorkerLost
-from weaver.types import ForwardBackwardResult, LoraSpec, ModelState, OptimParams
 from weaver.workers.group import Diverged, Ended, Group, RanksLost, agreed
 from weaver.workers.kept_models import KeptModel
 from weaver.workers.messages import Call, Done, LoadLosses, SentPass

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from weaver.backend import Backend, Pass
+from weaver.domain import LoraSpec, ModelState, OptimParams
 from weaver.errors import ServerError, WeaverError
-from weaver.types import LoraSpec, ModelState, OptimParams
 
 PATIENCE: Final = 10.0
 """A copy of a model's state is taken when what has run since the last one took this many times as long as a copy takes:

@@ -9,9 +9,9 @@ from typing import Any
 
 from weaver import errors
 from weaver.backend import ModelSource, Pass
+from weaver.domain import Datum, LossGraph
 from weaver.errors import ServerError, WeaverError
 from weaver.loss import Loss
-from weaver.types import Datum, LossGraph
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,10 +17,10 @@ from typing import Any, Final
 
 from weaver.backend import Backend
 from weaver.config import prepare_threads
+from weaver.domain import ForwardBackwardResult
 from weaver.errors import InvalidInput, UnknownName, WeaverError
 from weaver.loss import Loss
 from weaver.registry import load_registry, losses_for_worker
-from weaver.types import ForwardBackwardResult
 from weaver.workers.messages import Begin, Broke, Call, Done, LoadLosses, Message, Refused, Reply, SentPass, sendable
 
 _GRAPHS: Final = "custom"

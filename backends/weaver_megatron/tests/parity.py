@@ -8,8 +8,8 @@ import tiny_models
 import torch
 
 from weaver.backend import Pass
+from weaver.domain import Adapter, Datum, LoraSpec, ModelSource, ModelState
 from weaver.plugins.losses import weaver_losses
-from weaver.types import Adapter, Datum, LoraSpec, ModelSource, ModelState
 
 LOSSES = {loss.name: loss for loss in weaver_losses()}
 SPECS = {

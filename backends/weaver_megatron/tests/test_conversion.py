@@ -10,8 +10,8 @@ from parity import open_model
 from safetensors.torch import load_file, save_file
 from weaver_megatron.layout import Layout
 
+from weaver.domain import ModelSource
 from weaver.errors import InvalidInput
-from weaver.types import ModelSource
 
 HEADS, KEY_HEADS = 8, 4
 NINE_HEADS = {"hidden_size": 72, "num_attention_heads": 9, "num_key_value_heads": 3, "head_dim": 8}

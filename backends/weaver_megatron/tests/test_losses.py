@@ -8,8 +8,8 @@ from strange_losses import CONTRAST, DRAWING, INFINITE, RAISING
 from weaver_megatron.layout import Layout
 
 from weaver.backend import Pass
+from weaver.domain import AdamParams
 from weaver.errors import LossFailed
-from weaver.types import AdamParams
 
 LAYOUTS = [Layout(tp=2, sequence_parallel=True), Layout(tp=2, dp=2)]
 CONFIGS = {"dro": {"beta": 0.3}}

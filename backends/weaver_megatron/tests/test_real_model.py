@@ -10,8 +10,8 @@ from weaver_peft.demo_model import demo_model_folder
 from weaver_peft.trainer import open_backend
 
 from weaver.backend import Pass
+from weaver.domain import AdamParams, Datum, LoraSpec, ModelSource
 from weaver.errors import InvalidInput
-from weaver.types import AdamParams, Datum, LoraSpec, ModelSource
 
 pytestmark = pytest.mark.demo_model
 TEXT = "The tide went out at noon, and the boats lay in the mud until the evening brought the water back to them."

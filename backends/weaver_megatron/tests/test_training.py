@@ -14,8 +14,8 @@ from weaver_megatron.layout import Layout
 from weaver_peft.trainer import open_backend
 
 from weaver.backend import Pass
+from weaver.domain import AdamParams, DimuonParams, LoraSpec, ModelSource, ModelState, OptimizerState
 from weaver.errors import InvalidInput
-from weaver.types import AdamParams, DimuonParams, LoraSpec, ModelSource, ModelState, OptimizerState
 
 LORA = LoraSpec(4, 8.0, seed=21)
 STEPS = [

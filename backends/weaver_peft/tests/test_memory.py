@@ -15,7 +15,7 @@ import numpy as np, torch
 from transformers import LlamaConfig, LlamaForCausalLM
 from weaver.backend import Pass
 from weaver.plugins.losses import weaver_losses
-from weaver.types import Datum, LoraSpec, ModelSource
+from weaver.domain import Datum, LoraSpec, ModelSource
 from weaver_peft.base_model import load_base_model
 from weaver_peft.call import Call, Segment
 from weaver_peft.packing import PackedAttention

@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qw
 from weaver_peft.merge import merge
 
 from weaver.adapter_folders import read_adapter
+from weaver.domain import ModelSource
 from weaver.errors import InvalidInput
-from weaver.types import ModelSource
 
 SHAPE = {
     "vocab_size": 97,

@@ -8,7 +8,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 from weaver_peft.base_model import load_base_model
 
-from weaver.types import ModelSource
+from weaver.domain import ModelSource
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ from threading import Lock
 
 import weaver_peft
 
+from weaver.domain import AdapterRef, SampleRequest, SampleResult
 from weaver.hookspecs import hookimpl
 from weaver.sampler import SampleFuture, Sampler, SamplerFactory
-from weaver.types import AdapterRef, SampleRequest, SampleResult
 
 
 class RememberingSampler:

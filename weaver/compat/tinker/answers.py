@@ -9,16 +9,7 @@ import numpy as np
 
 from weaver.compat.tinker import messages
 from weaver.compat.tinker.messages import DType
-from weaver.service.records import (
-    CheckpointInfo,
-    Completion,
-    ModelInfo,
-    SamplerInfo,
-    SampleTicket,
-    SupportedModel,
-    Ticket,
-)
-from weaver.types import (
+from weaver.domain import (
     DIMUON,
     CustomLossCreated,
     FloatArray,
@@ -35,6 +26,15 @@ from weaver.types import (
     StopReason,
     TargetLogprobs,
     TopLogprobs,
+)
+from weaver.service.records import (
+    CheckpointInfo,
+    Completion,
+    ModelInfo,
+    SamplerInfo,
+    SampleTicket,
+    SupportedModel,
+    Ticket,
 )
 
 Json = dict[str, Any]

@@ -10,8 +10,7 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 
 from weaver.compat.tinker import messages, requests
 from weaver.compat.tinker.tensors import DENSE_LIMIT, decode_tensor, decode_tokens, flat_positions, sparse_size
-from weaver.errors import InvalidInput
-from weaver.types import (
+from weaver.domain import (
     AdamParams,
     Datum,
     DimuonParams,
@@ -26,6 +25,7 @@ from weaver.types import (
     SaveForSampler,
     SaveState,
 )
+from weaver.errors import InvalidInput
 
 _LARGEST_EXTENT: Final = 2**31  # so that a cell's place in the table fits in 64 bits
 _SPAN_KINDS: Final = {"prompt_tokens": "prompt", "sampled_tokens": "sampled"}

@@ -10,8 +10,8 @@ from typing import Any, Final, Literal
 from pydantic import Field
 
 from weaver.compat.tinker.requests import Computing, SequenceNumber
+from weaver.domain import GraphInput, GraphNode, LossGraph, NodeRef, TorchConstant
 from weaver.errors import InvalidInput
-from weaver.types import GraphInput, GraphNode, LossGraph, NodeRef, TorchConstant
 
 MAXIMUM_DEPTH: Final = 16
 _FLOATS: Final = ("inf", "-inf", "nan")

@@ -10,7 +10,7 @@ import numpy as np
 from pydantic_core import to_json
 
 from weaver.compat.tinker.answers import RECORD_TYPE, Json, row_starts
-from weaver.types import ForwardBackwardResult, SampledSequence, SampleResult, TargetLogprobs, TopLogprobs
+from weaver.domain import ForwardBackwardResult, SampledSequence, SampleResult, TargetLogprobs, TopLogprobs
 
 
 def forward_backward_output(result: ForwardBackwardResult) -> bytes:

@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
-from weaver import types
+from weaver import domain
 from weaver.compat.tinker import convert, messages, requests
 from weaver.compat.tinker.messages import DType
 from weaver.compat.tinker.requests import Computing
@@ -63,11 +63,11 @@ class Forward(requests.ModelOperation):
     forward_input: Pass
 
 
-def forward_backward(request: ForwardBackward) -> types.ForwardBackward:
+def forward_backward(request: ForwardBackward) -> domain.ForwardBackward:
     return convert.forward_backward(_message(request.forward_backward_input, forward_only=False))
 
 
-def forward(request: Forward) -> types.ForwardBackward:
+def forward(request: Forward) -> domain.ForwardBackward:
     return convert.forward_backward(_message(request.forward_input, forward_only=True))
 
 

@@ -172,7 +172,7 @@ class CreateModel(Computing):
 
 
 class AdamParams(Computing):
-    """Absent fields mean Tinker's defaults, which are those of `weaver.types.AdamParams`."""
+    """Absent fields mean Tinker's defaults, which are those of `weaver.domain.AdamParams`."""
 
     numbers = frozenset({"learning_rate", "beta1", "beta2", "eps", "weight_decay", "grad_clip_norm"})
 
@@ -192,7 +192,7 @@ class ModelOperation(Computing):
 
 
 class DimuonParams(Computing):
-    """Absent fields mean Tinker's defaults, which are those of `weaver.types.DimuonParams`."""
+    """Absent fields mean Tinker's defaults, which are those of `weaver.domain.DimuonParams`."""
 
     numbers = frozenset({"learning_rate", "grad_clip_norm", "beta1"})
 

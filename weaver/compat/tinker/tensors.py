@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weaver.compat.tinker.messages import DType
+from weaver.domain import Array, IntArray
 from weaver.errors import InvalidInput
-from weaver.types import Array, IntArray
 
 # A few bytes of sparse rows can declare any size; half a gibibyte of float32 is far beyond any datum.
 DENSE_LIMIT: Final = 2**27

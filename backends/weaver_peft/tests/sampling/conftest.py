@@ -6,7 +6,7 @@ from weaver_peft.base_model import load_base_model
 from weaver_peft.decoding import DecodeLoop
 
 from weaver.backend import ModelSource
-from weaver.types import AdapterRef
+from weaver.domain import AdapterRef
 
 from .tiny import LIMITS, LINEARS, MODELS
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 from weaver_peft.decoding import DecodeLoop
 
+from weaver.domain import AdapterRef, SampleRequest, SamplingParams
 from weaver.errors import CheckpointDamaged, InvalidInput
-from weaver.types import AdapterRef, SampleRequest, SamplingParams
 
 from .tiny import (
     LIMITS,

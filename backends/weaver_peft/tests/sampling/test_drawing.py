@@ -3,7 +3,7 @@ import pytest
 import torch
 from weaver_peft.drawing import draw, row_generator
 
-from weaver.types import SamplingParams
+from weaver.domain import SamplingParams
 
 from .tiny import distribution
 

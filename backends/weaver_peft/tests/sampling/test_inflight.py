@@ -9,8 +9,8 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 from weaver_peft.inflight import Published
 
+from weaver.domain import AdapterRef, Inflight
 from weaver.errors import CheckpointDamaged
-from weaver.types import AdapterRef, Inflight
 
 from .tiny import add, ask, expected_logprobs, finish, run, with_peft
 

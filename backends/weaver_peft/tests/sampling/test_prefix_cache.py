@@ -9,7 +9,7 @@ from weaver_peft.decoding import KEPT_PART, DecodeLoop
 from weaver_peft.kv_cache import CacheShape
 from weaver_peft.prefix_cache import PrefixCache
 
-from weaver.types import SampleRequest, SamplingParams
+from weaver.domain import SampleRequest, SamplingParams
 
 from .tiny import LIMITS, ask, expected_logprobs, expected_prompt_logprobs, prompt, run, with_peft
 

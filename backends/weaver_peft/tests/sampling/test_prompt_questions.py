@@ -8,7 +8,7 @@ import torch
 from weaver_peft import prompt_logprobs
 from weaver_peft.decoding import DecodeLoop
 
-from weaver.types import PromptTargets
+from weaver.domain import PromptTargets
 
 from .tiny import LIMITS, add, ask, distribution, expected_prompt_logprobs, finish, logits_of, run
 

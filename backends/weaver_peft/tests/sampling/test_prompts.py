@@ -4,7 +4,7 @@ import numpy as np
 from weaver_peft.decoding import DecodeLoop
 from weaver_peft.prompt_logprobs import CHUNK_ELEMENTS
 
-from weaver.types import SampleRequest, SamplingParams
+from weaver.domain import SampleRequest, SamplingParams
 
 from .tiny import (
     LIMITS,

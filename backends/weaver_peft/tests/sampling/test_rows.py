@@ -6,8 +6,8 @@ import pytest
 from weaver_peft.decoding import DecodeLoop
 from weaver_peft.kv_cache import CacheShape
 
+from weaver.domain import SampleRequest, SamplingParams, StopReason
 from weaver.sampler import SampleFuture
-from weaver.types import SampleRequest, SamplingParams, StopReason
 
 from .tiny import (
     LIMITS,

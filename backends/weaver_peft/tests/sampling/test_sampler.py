@@ -12,8 +12,8 @@ from weaver_peft.packing import PackedAttention
 from weaver_peft.sampler import EmbeddedSampler, open_sampler
 
 from weaver.backend import ModelSource
+from weaver.domain import SampleRequest, SamplingParams, StopReason
 from weaver.errors import Stopped
-from weaver.types import SampleRequest, SamplingParams, StopReason
 
 from .tiny import LIMITS, ask, expected_logprobs, prompt, run, same
 

@@ -13,8 +13,8 @@ from weaver_peft.decoding import DecodeLoop
 from weaver_peft.stopping import Detokenizer, StopRule
 
 from weaver.backend import ModelSource
+from weaver.domain import SampleRequest, SamplingParams, StopReason
 from weaver.errors import InvalidInput
-from weaver.types import SampleRequest, SamplingParams, StopReason
 
 from .tiny import LIMITS, SIZES, add, ask, prompt, run
 

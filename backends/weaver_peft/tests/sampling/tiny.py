@@ -8,7 +8,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 from weaver_peft.decoding import Limits
 
-from weaver.types import SampleRequest, SamplingParams
+from weaver.domain import SampleRequest, SamplingParams
 
 GIB = 1 << 30
 LIMITS = Limits(rows=64, cache_bytes=GIB, adapter_bytes=GIB, prefill_tokens=1024, busy_prefill_tokens=256)

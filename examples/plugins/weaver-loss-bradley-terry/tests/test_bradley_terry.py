@@ -5,9 +5,9 @@ import pytest
 import torch
 from weaver_loss_bradley_terry import bradley_terry, weaver_losses
 
+from weaver.domain import Datum
 from weaver.errors import InvalidInput
 from weaver.testing import check_loss
-from weaver.types import Datum
 
 [LOSS] = weaver_losses()
 LOGPROBS = [torch.tensor([-1.0, -2.0]), torch.tensor([-0.5]), torch.tensor([-4.0]), torch.tensor([-3.0, -1.0])]

@@ -7,9 +7,9 @@ import pytest
 import torch
 from weaver_loss_gmpo import gmpo, weaver_losses
 
+from weaver.domain import Datum
 from weaver.errors import InvalidInput
 from weaver.testing import check_loss
-from weaver.types import Datum
 
 LOGPROBS = [-1.0, -2.0, -0.5, -3.0]
 SAMPLED = [-1.1, -2.9, -0.4, -2.0]

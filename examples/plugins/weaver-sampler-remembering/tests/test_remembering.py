@@ -7,9 +7,9 @@ import pytest
 from weaver_peft import weaver_samplers as embedded_samplers
 from weaver_sampler_remembering import RememberingSampler, weaver_samplers
 
+from weaver.domain import Inflight, ModelSource, SampleRequest, SamplingParams
 from weaver.testing import check_sampler
 from weaver.testing.reference import write_model
-from weaver.types import Inflight, ModelSource, SampleRequest, SamplingParams
 
 GREEDY = SampleRequest(np.array([3, 5, 7]), 2, SamplingParams(6, temperature=0.0))
 SEEDED = replace(GREEDY, params=SamplingParams(6, seed=4))

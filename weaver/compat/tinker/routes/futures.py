@@ -12,8 +12,8 @@ from weaver.compat.tinker import answers, json_answers, requests
 from weaver.compat.tinker.openapi import reads
 from weaver.compat.tinker.routes.bodies import json_object
 from weaver.compat.tinker.routes.training import JSON, PROTOBUF
+from weaver.domain import ForwardBackwardResult, Result, SampleResult
 from weaver.errors import Forgotten, Stopped, UserError
-from weaver.types import ForwardBackwardResult, Result, SampleResult
 
 router = APIRouter()
 

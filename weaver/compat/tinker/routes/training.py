@@ -10,9 +10,9 @@ from weaver.compat.context import TheService
 from weaver.compat.tinker import answers, convert, custom_losses, json_dialect, requests
 from weaver.compat.tinker.openapi import reads, reads_protobuf
 from weaver.compat.tinker.routes.bodies import json_object, read_body
+from weaver.domain import ForwardBackward, Operation
 from weaver.errors import InvalidInput
 from weaver.service import Service, Ticket
-from weaver.types import ForwardBackward, Operation
 
 router = APIRouter()
 

@@ -9,8 +9,7 @@ from weaver.compat.tinker import convert, requests, types
 from weaver.compat.tinker.tensors import DENSE_LIMIT
 from weaver.compat.tinker.transports.contract import Pass, SampleAsk
 from weaver.compat.tinker.types.sample_response import MASK_LOGPROB, TopkLogprobs
-from weaver.errors import InvalidInput
-from weaver.types import (
+from weaver.domain import (
     Datum,
     ForwardBackward,
     ForwardBackwardResult,
@@ -21,6 +20,7 @@ from weaver.types import (
     TargetLogprobs,
     TopLogprobs,
 )
+from weaver.errors import InvalidInput
 
 _OUTPUT_TYPE: Final = "ArrayRecord"
 _POINTER: Final = "an image_asset_pointer is for sampling only: training reads no images from elsewhere"

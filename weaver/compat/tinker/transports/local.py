@@ -17,8 +17,8 @@ from weaver.compat.tinker.transports import domain, in_process, local_calls
 from weaver.compat.tinker.transports.contract import Call, Json, Pass, Promise, SampleAsk
 from weaver.compat.tinker.transports.in_process import InProcess
 from weaver.compat.tinker.transports.local_submits import SUBMITS, is_slow
+from weaver.domain import ForwardBackward
 from weaver.errors import Forgotten, SequenceRefused, UserError, WeaverError
-from weaver.types import ForwardBackward
 
 T = TypeVar("T")
 

@@ -5,9 +5,9 @@ from typing import Final, TypeVar
 
 from weaver.compat.tinker import convert, custom_losses, requests
 from weaver.compat.tinker.transports.contract import Call
+from weaver.domain import Operation
 from weaver.errors import InvalidInput
 from weaver.service import Service
-from weaver.types import Operation
 
 Body = TypeVar("Body", bound=requests.ModelOperation)
 Submit = Callable[[Service, Call], str]

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from weaver.types.data import FloatArray, IntArray
+from weaver.domain.data import FloatArray, IntArray
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from weaver.types.data import FloatArray
-from weaver.types.operations import ADAMW, LoraSpec
+from weaver.domain.data import FloatArray
+from weaver.domain.operations import ADAMW, LoraSpec
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from weaver.types.data import FloatArray
+from weaver.domain.data import FloatArray
 
 
 @dataclass(frozen=True, slots=True, eq=False)

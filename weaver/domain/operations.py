@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from weaver.types.data import Datum
+from weaver.domain.data import Datum
 
 
 @dataclass(frozen=True, slots=True)

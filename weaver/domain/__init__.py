@@ -1,10 +1,10 @@
 """Domain values: frozen, over numpy, without torch and without any protocol's spelling."""
 
-from weaver.types.adapter import Adapter, ModelState, OptimizerState
-from weaver.types.data import Array, Datum, FloatArray, IntArray, ProvenanceSpan
-from weaver.types.loss_graph import GraphInput, GraphNode, LossGraph, NodeRef, TorchConstant
-from weaver.types.models import ModelFacts, ModelSource, OptionValue
-from weaver.types.operations import (
+from weaver.domain.adapter import Adapter, ModelState, OptimizerState
+from weaver.domain.data import Array, Datum, FloatArray, IntArray, ProvenanceSpan
+from weaver.domain.loss_graph import GraphInput, GraphNode, LossGraph, NodeRef, TorchConstant
+from weaver.domain.models import ModelFacts, ModelSource, OptionValue
+from weaver.domain.operations import (
     ADAMW,
     DIMUON,
     OPTIMIZERS,
@@ -22,7 +22,7 @@ from weaver.types.operations import (
     SaveForSampler,
     SaveState,
 )
-from weaver.types.results import (
+from weaver.domain.results import (
     CustomLossCreated,
     ForwardBackwardResult,
     ModelCreated,
@@ -32,7 +32,7 @@ from weaver.types.results import (
     StateLoaded,
     StateSaved,
 )
-from weaver.types.sampling import (
+from weaver.domain.sampling import (
     AdapterRef,
     Inflight,
     PromptAlternatives,
