@@ -20,6 +20,7 @@ from weaver.domain import (
     SaveState,
 )
 from weaver.engine.executor import Executor
+from weaver.engine.mismatch import MismatchWatch
 from weaver.errors import AlreadyExists, CheckpointDamaged, InvalidInput, UnknownName
 from weaver.kept import KeptFolders
 from weaver.plugins.echo import EchoBackend
@@ -157,7 +158,12 @@ class Saver:
         self.data_dir, self.store = data_dir, Store("sqlite://")
         source = ModelSource("some/echo", "echo:vocab=10")
         self.executor = Executor(
-            lambda: EchoBackend(source), load_registry(), self.store, KeptFolders(data_dir), lambda *_: None
+            lambda: EchoBackend(source),
+            load_registry(),
+            self.store,
+            KeptFolders(data_dir),
+            lambda *_: None,
+            MismatchWatch(0, 1),
         )
         self.executor.run("s:train:0", CreateModel("some/echo", SPEC))
 

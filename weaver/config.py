@@ -25,6 +25,8 @@ class Config(BaseModel):
     training from. `any_model`: whether a name that `models` has not is a hub id or a folder, loaded when asked for.
     `backend_options`: the backend's own settings by name; those it does not declare are refused.
     `checkpoint_store`: a URL, where saved checkpoints are kept; without, in `data_dir`.
+    `mismatch_share`: the share of sampled sequences whose logprobs are compared with the trainer's.
+    `mismatch_warning`: the average difference in nats past which the log warns.
     `strict_plugins`: whether a plugin that cannot be imported keeps the service from starting.
     """
 
@@ -44,6 +46,8 @@ class Config(BaseModel):
     any_model: bool = False
     disabled_plugins: frozenset[str] = frozenset()
     strict_plugins: bool = False
+    mismatch_share: float = Field(default=0.25, ge=0, le=1)
+    mismatch_warning: float = Field(default=0.1, gt=0)
     checkpoint_store: str | None = None
 
 

@@ -27,6 +27,7 @@ from weaver.engine import Engine
 from weaver.engine import engine as engine_module
 from weaver.engine.executor import Executor
 from weaver.engine.fingerprint import fingerprint, parts_of
+from weaver.engine.mismatch import MismatchWatch
 from weaver.errors import Forgotten, InvalidInput, SequenceRefused, ServerError, Stopped, UnknownName
 from weaver.kept import KeptFolders
 from weaver.plugins.echo import EchoBackend
@@ -88,7 +89,9 @@ class Bench:
         self.data_dir, self.store, self.clock = data_dir, Store("sqlite://"), Clock()
         self.backend = Recording(ModelSource(BASE, "echo:vocab=10,context=64"))
         self.opened = 0
-        executor = Executor(self._open, load_registry(), self.store, KeptFolders(data_dir), lambda *_: None)
+        executor = Executor(
+            self._open, load_registry(), self.store, KeptFolders(data_dir), lambda *_: None, MismatchWatch(0, 1)
+        )
         self.engine = Engine(executor, GAP, self.clock)
 
     def _open(self):

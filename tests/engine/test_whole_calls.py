@@ -8,6 +8,7 @@ from weaver.backend import ModelSource
 from weaver.domain import Datum, ForwardBackward, ForwardBackwardResult
 from weaver.engine import Engine
 from weaver.engine.executor import Executor
+from weaver.engine.mismatch import MismatchWatch
 from weaver.errors import InvalidInput, LossFailed
 from weaver.kept import KeptFolders
 from weaver.loss import Loss
@@ -43,7 +44,9 @@ class WholeBench(Bench):
     def __init__(self, data_dir):
         super().__init__(data_dir)
         self.backend = Counting(ModelSource(BASE, "echo:vocab=10,context=64"))
-        executor = Executor(self._open, Names(), self.store, KeptFolders(data_dir), lambda *_: None)
+        executor = Executor(
+            self._open, Names(), self.store, KeptFolders(data_dir), lambda *_: None, MismatchWatch(0, 1)
+        )
         self.engine = Engine(executor, GAP, self.clock)
 
 

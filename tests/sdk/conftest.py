@@ -64,15 +64,15 @@ class Client(tinker.ServiceClient):
 class Server:
     """A server in threads of this process; `restart` gives its data directory to a new one on another port."""
 
-    def __init__(self, folders, data_dir, clock=time.time, ticks=time.monotonic, **settings):
+    def __init__(self, folders, data_dir, clock=time.time, ticks=time.monotonic, registry=None, **settings):
         self.folders, self.data_dir = folders, Path(data_dir)
-        self.clock, self.ticks, self.settings = clock, ticks, settings
+        self.clock, self.ticks, self.settings, self.registry = clock, ticks, settings, registry
         self.start()
 
     def start(self):
         models = tuple(ModelSource(name, str(folder), "cpu") for name, folder in self.folders.items())
         config = Config(models=models, data_dir=self.data_dir, **self.settings)
-        self.service = Service(config, None, self.clock, self.ticks)
+        self.service = Service(config, self.registry, self.clock, self.ticks)
         self._app = create_app(self.service)
         self._socket = listening_socket("127.0.0.1", 0)
         self._socket.listen(512)  # connections wait from here on: nobody needs to poll for readiness

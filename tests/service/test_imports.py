@@ -10,6 +10,7 @@ from weaver.adapter_folders import ImportDirs
 from weaver.backend import ModelSource
 from weaver.domain import CreateFromState, LoraSpec
 from weaver.engine.executor import Executor
+from weaver.engine.mismatch import MismatchWatch
 from weaver.errors import InvalidInput
 from weaver.kept import KeptFolders
 from weaver.plugins.echo import EchoBackend
@@ -55,7 +56,13 @@ def test_a_folder_that_has_changed_since_it_was_accepted_is_refused(path, dirs, 
     config.write_text(config.read_text().replace('"lora_alpha": 6', '"lora_alpha": 7'))
     store = Store.in_folder(tmp_path / "data")
     executor = Executor(
-        lambda: EchoBackend(ModelSource("e", "echo")), load_registry(), store, KeptFolders(tmp_path), print, dirs
+        lambda: EchoBackend(ModelSource("e", "echo")),
+        load_registry(),
+        store,
+        KeptFolders(tmp_path),
+        print,
+        MismatchWatch(0, 1),
+        dirs,
     )
     with pytest.raises(InvalidInput, match="has changed since the request was accepted; ask again"):
         executor.run("m", CreateFromState(saved.base_model, saved.lora, path, optimizer=False))

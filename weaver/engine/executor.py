@@ -32,6 +32,7 @@ from weaver.domain import (
     StateSaved,
 )
 from weaver.encryption import sealer
+from weaver.engine.mismatch import MismatchWatch
 from weaver.errors import AlreadyExists, InvalidInput, UnknownName, WeaverError
 from weaver.kept import KeptFolders
 from weaver.loss import Loss
@@ -55,6 +56,11 @@ def checkpoint_path(model_id: str, kind: str, name: str) -> str:
     return f"tinker://{model_id}/{kind}/{name}"
 
 
+def adapter_id(path: str, created: float) -> str:
+    """What samplers know a named snapshot by: a path may come to mean another one when the first has expired."""
+    return f"{path}@{created}"
+
+
 class Executor:
     """What the engine's thread does with work. The backend is opened on first use."""
 
@@ -65,11 +71,12 @@ class Executor:
         store: Store,
         folders: KeptFolders,
         publish: Publish,
+        watch: MismatchWatch,
         import_dirs: ImportDirs = ImportDirs(),  # noqa: B008
     ) -> None:
         self._open_backend, self._losses, self._store = open_backend, losses, store
         self._folders, self._data_dir = folders, folders.data_dir
-        self._publish, self._import_dirs = publish, import_dirs
+        self._publish, self._watch, self._import_dirs = publish, watch, import_dirs
         self.opening = False  # read by any thread
         self._opened: Backend | None = None
 
@@ -77,7 +84,11 @@ class Executor:
         self, passes: Sequence[tuple[str, ForwardBackward]]
     ) -> Sequence[ForwardBackwardResult | WeaverError]:
         """Passes of any models together; each with its result or its error."""
-        return self._backend.forward_backward([self._resolved(model_id, operation) for model_id, operation in passes])
+        outcomes = self._backend.forward_backward([self._resolved(*one) for one in passes])
+        return [
+            outcome if isinstance(outcome, WeaverError) else self._watch.trained(*one, outcome)
+            for one, outcome in zip(passes, outcomes, strict=True)
+        ]
 
     def sees_batch(self, operation: ForwardBackward) -> bool:
         """Whether its loss must see all data of a call, also of one that a client sent in parts."""
@@ -90,6 +101,7 @@ class Executor:
         """One operation that is a barrier in its lane."""
         match operation:
             case OptimStep(params=params):
+                self._watch.changed(model_id)
                 return OptimStepResult(self._backend.optim_step(model_id, params))
             case CreateModel(lora=lora):
                 self._backend.create_model(model_id, lora)
@@ -109,6 +121,7 @@ class Executor:
         raise AssertionError(f"{operation} is not a barrier")
 
     def drop_model(self, model_id: str) -> None:
+        self._watch.forget(model_id)
         if self._opened is not None:
             self._opened.drop_model(model_id)
 
@@ -148,6 +161,7 @@ class Executor:
                 f"path {operation.path!r} holds the state of {state.optimizer.kind!r}, this model steps with "
                 f"{self._kind_of(model_id)!r}; load its weights only"
             )
+        self._watch.changed(model_id)
         self._backend.import_state(model_id, state)
         return StateLoaded(model_id, operation.path)
 
@@ -220,7 +234,9 @@ class Executor:
             user_metadata=dict(operation.user_metadata),
             optimizer=self._kind_of(model_id),
         )
-        if replaced is not None and not sampled:
+        if sampled:
+            self._watch.saved(model_id, adapter_id(path, now))
+        elif replaced is not None:
             self._folders.delete_if_possible(self._data_dir / replaced["folder"])
         return StateSaved(path)
 
@@ -251,4 +267,6 @@ class Executor:
         if inflight:
             version = self._store.add_inflight(model_id, sampler_id)
             self._publish(model_id, version, AdapterRef(sampler_id, self._data_dir / folder))
+        else:
+            self._watch.saved(model_id, sampler_id)
         return SamplerReady(sampler_id)

@@ -76,6 +76,20 @@ weaver.add_command(plugins)
     type=click.FloatRange(min=0, min_open=True),
     help="How long a session lives that nothing is heard of.",
 )
+@click.option(
+    "--mismatch-share",
+    default=0.25,
+    show_default=True,
+    type=click.FloatRange(0, 1),
+    help="Of how many sampled sequences the sampler's logprobs are compared with the trainer's.",
+)
+@click.option(
+    "--mismatch-warning",
+    default=0.1,
+    show_default=True,
+    type=click.FloatRange(min=0, min_open=True),
+    help="Warn when they differ by more nats on average.",
+)
 def serve(
     host: str,
     port: int,
@@ -90,6 +104,8 @@ def serve(
     import_dirs: tuple[Path, ...],
     checkpoint_store: str | None,
     lease_seconds: float,
+    mismatch_share: float,
+    mismatch_warning: float,
     **flags: OptionValue | None,
 ) -> None:
     """Train and sample for Tinker's SDK. Prints one line with the URL when ready."""
@@ -105,6 +121,8 @@ def serve(
             import_dirs=import_dirs,
             checkpoint_store=checkpoint_store,
             lease_seconds=lease_seconds,
+            mismatch_share=mismatch_share,
+            mismatch_warning=mismatch_warning,
             disabled_plugins=disabled_plugins(),
             strict_plugins=strict_plugins(),
         )

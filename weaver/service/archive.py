@@ -11,6 +11,7 @@ from typing import Any, Final
 from weaver.checkpoints import check_checkpoint
 from weaver.domain import LoraSpec
 from weaver.engine.executor import EXTERNAL, SAMPLER, TRAINING, checkpoint_path
+from weaver.engine.mismatch import Mismatch
 from weaver.errors import AlreadyExists, Forgotten, InvalidInput, UnknownName
 from weaver.kept import KeptFolders
 from weaver.listing import Listing
@@ -27,11 +28,17 @@ class Archive:
     there is none of that path, or it has expired."""
 
     def __init__(
-        self, store: Store, listing: Listing, folders: KeptFolders, forget: Callable[[str, str], None]
+        self,
+        store: Store,
+        listing: Listing,
+        folders: KeptFolders,
+        forget: Callable[[str, str], None],
+        mismatch: Callable[[str], Mismatch | None],
     ) -> None:
-        """`forget` frees what a base model's sampler keeps of an adapter."""
+        """`forget` frees what a base model's sampler keeps of an adapter; `mismatch` tells of a model what its sampler
+        and its trainer disagree by."""
         self._store, self._listing, self._folders, self._forget = store, listing, folders, forget
-        self._data_dir = folders.data_dir
+        self._data_dir, self._mismatch = folders.data_dir, mismatch
         self._requests: dict[str, float] = {}
         self._lock = threading.RLock()  # around whatever adds or removes folders
 
@@ -217,6 +224,7 @@ class Archive:
                 user_metadata=row["user_metadata"],
                 last_checkpoint=_newest(mine, TRAINING),
                 last_sampler_checkpoint=_newest(mine, SAMPLER),
+                mismatch=self._mismatch(row["model_id"]),
             )
 
 

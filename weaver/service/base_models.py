@@ -9,6 +9,7 @@ from weaver.config import Config
 from weaver.domain import AdapterRef
 from weaver.engine import Engine, LazySampler
 from weaver.engine.executor import Executor
+from weaver.engine.mismatch import MismatchWatch
 from weaver.errors import InvalidInput
 from weaver.kept import KeptFolders
 from weaver.registry import Registry
@@ -20,8 +21,17 @@ from weaver.workers import open_backend
 class BaseModels:
     """Looks a base model up by the name clients use. Every method may be called from any thread."""
 
-    def __init__(self, config: Config, registry: Registry, losses: Losses, store: Store, folders: KeptFolders) -> None:
+    def __init__(
+        self,
+        config: Config,
+        registry: Registry,
+        losses: Losses,
+        store: Store,
+        folders: KeptFolders,
+        watch: MismatchWatch,
+    ) -> None:
         self._config, self._losses, self._store, self._folders = config, losses, store, folders
+        self._watch = watch
         self._sources = {source.name: source for source in config.models}
         self._backend, self._sampler = registry.backend(config.backend), registry.sampler(config.sampler)
         self._options = self._backend.effective_options(config.backend_options)
@@ -90,6 +100,7 @@ class BaseModels:
             self._store,
             self._folders,
             publish,
+            self._watch,
             ImportDirs(self._config.import_dirs),
         )
         engine = Engine(executor, self._config.gap_seconds)

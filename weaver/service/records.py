@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from weaver.domain import ADAMW, LoraSpec
+from weaver.engine.mismatch import Mismatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,7 @@ class CheckpointInfo:
 @dataclass(frozen=True, slots=True)
 class RunInfo:
     """A training run: a model that is or was trained, or that a copied checkpoint was given. Times are seconds since
-    the epoch."""
+    the epoch. `mismatch` is of the time since the server started."""
 
     model_id: str
     base_model: str
@@ -82,6 +83,7 @@ class RunInfo:
     user_metadata: Mapping[str, str]
     last_checkpoint: CheckpointInfo | None
     last_sampler_checkpoint: CheckpointInfo | None
+    mismatch: Mismatch | None = None
 
 
 Item = TypeVar("Item")

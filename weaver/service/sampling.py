@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from weaver.domain import AdapterRef, Inflight, IntArray, SampleRequest, SampleResult, SamplingParams
+from weaver.engine.executor import adapter_id
 from weaver.engine.fingerprint import Fingerprint, differences, fingerprint, parts_of
+from weaver.engine.mismatch import MismatchWatch
 from weaver.errors import Forgotten, InvalidInput, SequenceRefused
 from weaver.service import door
 from weaver.service.base_models import BaseModels
@@ -37,10 +39,11 @@ class SamplingSessions:
         futures: FutureTable,
         recorded: RecordedSequences,
         meter: Meter,
+        watch: MismatchWatch,
         data_dir: Path,
     ) -> None:
         self._base_models, self._store, self._futures, self._data_dir = base_models, store, futures, data_dir
-        self._recorded, self._meter = recorded, meter
+        self._recorded, self._meter, self._watch = recorded, meter, watch
         self.completions = Completions()
         self._lock = threading.Lock()
         self._created: dict[tuple[str, int], tuple[Fingerprint, str]] = {}
@@ -126,6 +129,7 @@ class SamplingSessions:
                 )
             return first
         sampled = self._base_models.sampler(row["base_model"]).sample(request)
+        sampled.add_done_callback(lambda done: self._compare(request, done))  # before its client can hear of it
         request_id = uuid.uuid4().hex
         ticket = SampleTicket(request_id, tuple(f"{request_id}:{index}" for index in range(request.num_samples)))
         future: Future[SampleResult] = sampled
@@ -138,6 +142,10 @@ class SamplingSessions:
         if len(self._seen) > REMEMBERED:
             self._seen.popitem(last=False)
         return ticket
+
+    def _compare(self, request: SampleRequest, done: "Future[SampleResult]") -> None:
+        if not done.cancelled() and done.exception() is None:
+            self._watch.sampled(request, done.result())
 
     def _weights(self, row: Row) -> tuple[AdapterRef | None, Inflight | None]:
         """What a request of the sampling session begins with, and whose newer weights it follows."""
@@ -156,7 +164,7 @@ class SamplingSessions:
             session_id=session_id,
             base_model=base_model,
             model_path=None if saved is None else saved.path,
-            adapter_id=None if saved is None else f"{saved.path}@{saved.created}",
+            adapter_id=None if saved is None else adapter_id(saved.path, saved.created),
             folder=None if row is None else row["folder"],
         )
 

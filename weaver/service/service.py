@@ -9,6 +9,7 @@ from typing import Any
 from weaver.adapter_folders import ImportDirs
 from weaver.config import Config
 from weaver.domain import ADAMW, IntArray, LoraSpec, LossGraph, ModelFacts, Operation, PromptTargets
+from weaver.engine.mismatch import MismatchWatch
 from weaver.errors import UserError
 from weaver.kept import KeptFolders, open_store
 from weaver.listing import Listing
@@ -68,13 +69,14 @@ class Service:
         self._futures = FutureTable(config.result_seconds, config.unfetched_seconds)
         self._folders = KeptFolders(config.data_dir, open_store(self._registry, config.checkpoint_store))
         self._losses = Losses(self._registry, self._futures)
-        self._base_models = BaseModels(config, self._registry, self._losses, self._store, self._folders)
+        watch = MismatchWatch(config.mismatch_share, config.mismatch_warning)
+        self._base_models = BaseModels(config, self._registry, self._losses, self._store, self._folders, watch)
         self._recorded = RecordedSequences(self._store)
         self._sampling = SamplingSessions(
-            self._base_models, self._store, self._futures, self._recorded, self.meter, config.data_dir
+            self._base_models, self._store, self._futures, self._recorded, self.meter, watch, config.data_dir
         )
         self._data_dir = config.data_dir
-        self.archive = Archive(self._store, listing, self._folders, self._base_models.forget_adapter)
+        self.archive = Archive(self._store, listing, self._folders, self._base_models.forget_adapter, watch.of)
         self._training = Training(
             self._base_models,
             self._store,

@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from weaver.compat.tinker.rest_requests import FINISHED, OWNER
+from weaver.engine.mismatch import Mismatch
 from weaver.service.records import CheckpointInfo, Holdings, Page, RunInfo, SessionInfo
 
 Json = dict[str, Any]
@@ -28,7 +29,14 @@ def training_run(info: RunInfo) -> Json:
         "last_checkpoint": _optional(info.last_checkpoint),
         "last_sampler_checkpoint": _optional(info.last_sampler_checkpoint),
         "user_metadata": dict(info.user_metadata),
+        **({} if info.mismatch is None else {"sampler_mismatch": _mismatch(info.mismatch)}),
     }
+
+
+def _mismatch(found: Mismatch) -> Json:
+    """No field of Tinker's: its SDK passes over it. In nats."""
+    counts = {"sequences": found.sequences, "tokens": found.tokens}
+    return {"mean": found.mean, "max": found.maximum, **counts}
 
 
 def training_runs(page: Page[RunInfo]) -> Json:
