@@ -11,7 +11,13 @@ from weaver.domain import ModelFacts, ModelSource
 from weaver.errors import InvalidInput
 from weaver_megatron.layout import Layout
 
-KNOWN: Final = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "Qwen3MoeForCausalLM")
+KNOWN: Final = (
+    "LlamaForCausalLM",
+    "MistralForCausalLM",
+    "Qwen2ForCausalLM",
+    "Qwen3ForCausalLM",
+    "Qwen3MoeForCausalLM",
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -27,7 +27,7 @@ MIXTURE = {
 }
 USUAL = {"TP2", "TP2, sequence parallel", "TP2 x DP2", "TP1 x DP2, EP2", "TP2 x DP2, EP4, sequence parallel"}
 """What every test run compares; with a table, all."""
-CASES = [(name, model) for name in DENSE for model in ("llama", "qwen2", "qwen3", "qwen3_moe")]
+CASES = [(name, model) for name in DENSE for model in ("llama", "mistral", "qwen2", "qwen3", "qwen3_moe")]
 CASES += [(name, "qwen3_moe") for name in MIXTURE]
 CASES = [case for case in CASES if TABLE or case[0] in USUAL]
 

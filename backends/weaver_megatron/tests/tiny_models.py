@@ -4,7 +4,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config, Qwen3MoeConfig
+from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config, Qwen3MoeConfig
 
 VOCABULARY = 131
 SIZES = {
@@ -27,6 +27,7 @@ LLAMA3 = {
 }  # fmt: skip
 CONFIGS = {
     "llama": LlamaConfig(**SIZES, rope_parameters=LLAMA3),
+    "mistral": MistralConfig(**SIZES, head_dim=12, sliding_window=None),
     "qwen2": Qwen2Config(**SIZES | {"tie_word_embeddings": True}),
     "qwen3": Qwen3Config(**SIZES, head_dim=16),
     "qwen3_moe": Qwen3MoeConfig(
