@@ -9,6 +9,7 @@ from criteria import (
     REWARD,
     Criterion,
     all_of,
+    begins_above,
     begins_at,
     begins_below,
     falls,
@@ -75,6 +76,7 @@ _ARITHMETIC = (
     f"{_RUN} env=arithmetic groups_per_batch=4 group_size=8 max_tokens=8 lora_rank=8 learning_rate=5e-4 max_steps=6 "
     "eval_every=0 save_every=0"
 )
+_RL_BASIC = f"log_path={{log}} model_name={CHAT} learning_rate=2e-3 max_tokens=12 eval_every=1 save_every=0"
 _SL_LOOP = f"log_path={{log}} model_name={BASE} batch_size=8 max_length=128 lora_rank=8 learning_rate=1e-3"
 _SDFT = (
     f"{_RUN} groups_per_batch=8 group_size=1 max_tokens=24 topk=20 lora_rank=8 learning_rate=5e-4 eval_every=0 "
@@ -109,7 +111,7 @@ CASES = (
     _recipe(
         "math_rl_async",
         "math_rl.train",
-        f"{_PICK_RL} max_steps=7 max_steps_off_policy=1 eval_every=0 save_every=0",
+        f"{_PICK_RL} max_steps=14 max_steps_off_policy=1 eval_every=0 save_every=0",
         all_of(reaches(REWARD, 0.9, from_below=0.7), reaches("async/staleness_max", 1), trains(4)),
         needs=("pick_sft",),
     ),
@@ -168,11 +170,29 @@ CASES = (
     _recipe(
         "rl_basic",
         "rl_basic",
-        f"log_path={{log}} model_name={CHAT} load_checkpoint_path={{pick_sft.state_path}} learning_rate=2e-3 "
-        "max_tokens=12 eval_every=1 save_every=0",
+        f"{_RL_BASIC} load_checkpoint_path={{pick_sft.state_path}}",
         all_of(rises_by("test/" + REWARD, 0.15), stays_within(KL, 1e-3), trains(1)),
         needs=("pick_sft",),
         workbench="fixed-batches",
+        releases=("0.6.1",),
+    ),
+    _recipe(
+        "rl_basic_first",
+        "rl_basic",
+        f"{_RL_BASIC} load_checkpoint_path={{pick_sft.state_path}}",
+        all_of(stays_within(KL, 1e-3), trains(1), saves("final")),
+        needs=("pick_sft",),
+        workbench="fixed-batches",
+        releases=("0.5.8",),
+    ),
+    _recipe(
+        "rl_basic_then",
+        "rl_basic",
+        f"{_RL_BASIC} load_checkpoint_path={{rl_basic_first.state_path}}",
+        all_of(begins_above("test/" + REWARD, 0.15, "rl_basic_first"), stays_within(KL, 1e-3), trains(1)),
+        needs=("pick_sft", "rl_basic_first"),
+        workbench="fixed-batches",
+        releases=("0.5.8",),
     ),
     _rl_loop("stable_reinforce", releases=("0.6.1",)),
     _rl_loop("importance_sampling", releases=("0.6.1",)),

@@ -139,6 +139,17 @@ def begins_below(key: str, share: float, untrained: str) -> Criterion:
     return check
 
 
+def begins_above(key: str, by: float, untrained: str) -> Criterion:
+    """The first value is at least so much more than another case's first, which began without this training."""
+
+    def check(outcome: Outcome) -> Iterator[Finding]:
+        found, other = outcome.values(key), Outcome(outcome.log.parent / untrained, 0, "").values(key)
+        met = bool(found and other) and found[0] - other[0] >= by
+        yield Finding(f"{_name(key)} begins {by:g} above untrained", _short([*other[:1], *found[:1]]), met)
+
+    return check
+
+
 def trains(least: int) -> Criterion:
     """The server ran at least so many forward_backward calls; in process, tokens were trained on."""
 

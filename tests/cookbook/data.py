@@ -161,7 +161,7 @@ def write_gsm8k(workbench: Path, train: int, test: int) -> None:
 def write_for_recipes(workbench: Path) -> None:
     """For the recipes: what each reads, as little as shows that it learns."""
     write_splits(workbench / "HuggingFaceH4/no_robots", train=animals(128), test=animals(16))
-    write_gsm8k(workbench, train=16, test=8)
+    write_gsm8k(workbench, train=32, test=8)
     write_lines(workbench / "Anthropic/hh-rlhf/train.jsonl", preferences(128))
     write_lines(workbench / "Anthropic/hh-rlhf/test.jsonl", preferences(16))
     write_splits(workbench / "zwhe99/DeepMath-103K", train=[{"question": PICK + SUFFIX}] * 64)
