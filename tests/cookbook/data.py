@@ -61,7 +61,7 @@ def pick_a_number(count: int) -> list[Row]:
 
 
 def guesses(count: int) -> list[Row]:
-    """Turns of the guessing game, as the recipe words them: half in the format that it asks for, half not."""
+    """Turns of the guessing game, as the recipe words them: two of three in the format that it asks for."""
     system = (
         "Your job is to guess a integer between 0 and 1024. You can output your guess with the format Guess: <guess> "
         "(without the angle brackets), and say nothing else. Then we will tell you whether you guess is too high, too "
@@ -75,9 +75,9 @@ def guesses(count: int) -> list[Row]:
         turns = [("system", system)]
         for turn in range(i // 2 % 3):
             number = (i * 37 + turn * 211) % 1024
-            said = f"Guess: {number}" if (i + turn) % 2 else f"Maybe {number}"
-            turns += [("player", said), ("user", answers[i] if (i + turn) % 2 else wrong)]
-        last = f"Guess: {i * 53 % 1024}" if i % 2 else f"Maybe {i * 53 % 1024}"
+            said = f"Guess: {number}" if (i + turn) % 3 else f"Maybe {number}"
+            turns += [("player", said), ("user", answers[i] if (i + turn) % 3 else wrong)]
+        last = f"Guess: {i * 53 % 1024}" if i % 3 else f"Maybe {i * 53 % 1024}"
         rows.append(conversation(*turns, ("assistant", last)))
     return rows
 
