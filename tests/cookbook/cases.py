@@ -238,7 +238,7 @@ CASES = (
     _recipe(
         "shorter",
         "preference.shorter.train",
-        f"{_RUN} renderer_name=qwen3_instruct batch_size=2 group_size=8 max_tokens=32 learning_rate=3e-4 max_steps=6 "
+        f"{_RUN} renderer_name=qwen3_instruct batch_size=2 group_size=8 max_tokens=32 learning_rate=6e-4 max_steps=8 "
         "eval_every=0",
         all_of(falls_to("env/all/ac_tokens_per_turn", 0.85), stays_within(KL, 1e-3), trains(6)),
     ),

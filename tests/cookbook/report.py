@@ -7,7 +7,7 @@ from pathlib import Path
 
 from criteria import Finding
 
-HEADS = {"server": "SDK and server", "process": "in process"}
+HEADS = {"server": "SDK and server", "process": "in process", "vllm": "SDK and server with vLLM"}
 
 
 @dataclass(frozen=True)

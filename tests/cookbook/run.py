@@ -1,6 +1,6 @@
 """Run the tinker-cookbook's recipes, unmodified, on weaver; print what each learned, and write the table.
 
-    python tests/cookbook/run.py [--release 0.6.1]... [--way server|process]... [--only NAME]... [--work DIR]
+    python tests/cookbook/run.py [--release 0.6.1]... [--way server|process|vllm]... [--only NAME]... [--work DIR]
 
 `make cookbook` installs what this needs. The status is 1 where a recipe failed or did not learn what it should.
 """
@@ -22,7 +22,7 @@ from cases import CASES, GATE, GUESSER, RELEASES, Case
 from criteria import Outcome, read_lines
 from place import ROOT, Place
 from report import Result, markdown, merged, print_result, print_table, read_results, write_results
-from ways import WAYS, Running, running
+from ways import ON_DEMAND, WAYS, Running, running
 
 
 def chosen(only: Sequence[str], release: str, done: Callable[[str], bool]) -> list[Case]:
@@ -172,7 +172,7 @@ def _kill(recipe: "subprocess.Popen[bytes]") -> None:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--release", action="append", choices=RELEASES)
-    parser.add_argument("--way", action="append", choices=WAYS)
+    parser.add_argument("--way", action="append", choices=(*WAYS, *ON_DEMAND))
     parser.add_argument("--only", action="append", default=[], choices=[case.name for case in CASES])
     parser.add_argument("--gate", action="store_true", help="only supervised training, then RL from its checkpoint")
     parser.add_argument("--keep", action="store_true", help="go on from what an earlier run left, instead of anew")

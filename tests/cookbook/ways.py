@@ -1,6 +1,10 @@
-"""The two ways of running a recipe: the vendor's SDK against a server, and weaver's own `tinker` in process."""
+"""The ways of running a recipe: the vendor's SDK against a server, and weaver's own `tinker` in process.
+
+`vllm` is the first with a server that samples with vLLM. It runs where it is asked for.
+"""
 
 import json
+import os
 import subprocess
 import urllib.request
 from collections.abc import Iterator, Sequence
@@ -9,8 +13,9 @@ from dataclasses import dataclass
 
 from place import Place
 
-SERVER, IN_PROCESS = "server", "process"
+SERVER, IN_PROCESS, VLLM = "server", "process", "vllm"
 WAYS = (SERVER, IN_PROCESS)
+ON_DEMAND = (VLLM,)
 
 
 @dataclass(frozen=True)
@@ -51,8 +56,8 @@ def _get(url: str) -> dict[str, list[dict[str, str]]]:
 @contextmanager
 def running(way: str, place: Place, workbench: str, models: Sequence[str]) -> Iterator[Running]:
     """Ready to run recipes by `way`, with `models` (NAME=FOLDER) there to train and sample."""
-    if way == SERVER:
-        with _serving(place, workbench, models) as url:
+    if way in (SERVER, VLLM):
+        with _serving(place, workbench, models, _vllm() if way == VLLM else ()) as url:
             environment = place.environment(workbench, TINKER_BASE_URL=url, COOKBOOK_PYTHON="python")
             yield Running([place.python], environment, url)
     else:
@@ -61,10 +66,18 @@ def running(way: str, place: Place, workbench: str, models: Sequence[str]) -> It
         yield Running(command, place.environment(workbench, COOKBOOK_PYTHON=" ".join(command), **aliases))
 
 
+def _vllm() -> Sequence[str]:
+    """Raises RuntimeError where nobody says which Python has vLLM."""
+    python = os.environ.get("WEAVER_VLLM_PYTHON")
+    if not python:
+        raise RuntimeError("WEAVER_VLLM_PYTHON names no Python that has vLLM: make cookbook WAY=vllm builds one")
+    return ("--sampler", "vllm", "--vllm-python", python)
+
+
 @contextmanager
-def _serving(place: Place, workbench: str, models: Sequence[str]) -> Iterator[str]:
+def _serving(place: Place, workbench: str, models: Sequence[str], more: Sequence[str]) -> Iterator[str]:
     """The URL of a real `weaver serve` on a free port, ended as an operator would end it."""
-    options = [word for model in models for word in ("--model", model)]
+    options = [*(word for model in models for word in ("--model", model)), *more]
     command = [*place.weaver, "serve", "--port", "0", "--data-dir", str(place.data_dir), *options]
     errors = place.folder / "logs/server.log"
     with errors.open("a") as log:
