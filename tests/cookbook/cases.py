@@ -86,6 +86,12 @@ _SDFT = (
 GATE = ("pick_sft", "pick_rl")
 
 
+def _math_rl_async(steps: int, **more: object) -> Case:
+    arguments = f"{_PICK_RL} max_steps={steps} max_steps_off_policy=1 eval_every=0 save_every=0"
+    learned = all_of(reaches(REWARD, 0.9, from_below=0.7), reaches("async/staleness_max", 1), trains(4))
+    return _recipe("math_rl_async", "math_rl.train", arguments, learned, needs=("pick_sft",), **more)
+
+
 def _rl_loop(loss: str, **more: object) -> Case:
     arguments = (
         f"log_path={{log}} model_name={CHAT} loss_fn={loss} batch_size=2 group_size=8 {_PICK} max_steps=6 save_every=3"
@@ -108,13 +114,9 @@ CASES = (
         all_of(_LEARNS_TO_PICK, logs_at("test/" + REWARD, 0, 3), saves("000003", "final"), trains(4)),
         needs=("pick_sft",),
     ),
-    _recipe(
-        "math_rl_async",
-        "math_rl.train",
-        f"{_PICK_RL} max_steps=14 max_steps_off_policy=1 eval_every=0 save_every=0",
-        all_of(reaches(REWARD, 0.9, from_below=0.7), reaches("async/staleness_max", 1), trains(4)),
-        needs=("pick_sft",),
-    ),
+    _math_rl_async(7, releases=("0.6.1",)),
+    # What is too old to train on 0.5.8 draws anew only while it has more to draw from.
+    _math_rl_async(30, releases=("0.5.8",)),
     _recipe(
         "math_rl_arithmetic",
         "math_rl.train",
@@ -228,6 +230,7 @@ CASES = (
         all_of(rises_by(REWARD, 2.0), stays_within(KL, 1e-3), trains(4)),
         needs=("guess_sft",),
         merged_from="guess_sft",
+        minutes=30,
     ),
     _recipe(
         "dpo",

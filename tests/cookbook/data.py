@@ -1,6 +1,7 @@
 """Tiny stand-ins for the datasets that recipes load by name: folders that `datasets` finds before it asks a hub."""
 
 import json
+import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,7 @@ def pick_a_number(count: int) -> list[Row]:
 
 
 def guesses(count: int) -> list[Row]:
-    """Turns of the guessing game, as the recipe words them: two of three in the format that it asks for."""
+    """Turns of the guessing game, in the recipe's words: a coin decides which are in the format that it asks for."""
     system = (
         "Your job is to guess a integer between 0 and 1024. You can output your guess with the format Guess: <guess> "
         "(without the angle brackets), and say nothing else. Then we will tell you whether you guess is too high, too "
@@ -72,14 +73,16 @@ def guesses(count: int) -> list[Row]:
     wrong = f"Failed to parse. Please output {form}"
     rows = []
     for i in range(count):
-        turns = [("system", system)]
+        turns, coins = [("system", system)], random.Random(i)
         for turn in range(i // 2 % 3):
-            number = (i * 37 + turn * 211) % 1024
-            said = f"Guess: {number}" if (i + turn) % 3 else f"Maybe {number}"
-            turns += [("player", said), ("user", answers[i] if (i + turn) % 3 else wrong)]
-        last = f"Guess: {i * 53 % 1024}" if i % 3 else f"Maybe {i * 53 % 1024}"
-        rows.append(conversation(*turns, ("assistant", last)))
+            number, right = (i * 37 + turn * 211) % 1024, coins.random() < 0.5
+            turns += [("player", _guess(number, right)), ("user", answers[i] if right else wrong)]
+        rows.append(conversation(*turns, ("assistant", _guess(i * 53 % 1024, coins.random() < 0.5))))
     return rows
+
+
+def _guess(number: int, right: bool) -> str:
+    return f"Guess: {number}" if right else f"Maybe {number}"
 
 
 def languages(count: int) -> list[Row]:
@@ -161,7 +164,7 @@ def write_gsm8k(workbench: Path, train: int, test: int) -> None:
 def write_for_recipes(workbench: Path) -> None:
     """For the recipes: what each reads, as little as shows that it learns."""
     write_splits(workbench / "HuggingFaceH4/no_robots", train=animals(128), test=animals(16))
-    write_gsm8k(workbench, train=32, test=8)
+    write_gsm8k(workbench, train=64, test=8)
     write_lines(workbench / "Anthropic/hh-rlhf/train.jsonl", preferences(128))
     write_lines(workbench / "Anthropic/hh-rlhf/test.jsonl", preferences(16))
     write_splits(workbench / "zwhe99/DeepMath-103K", train=[{"question": PICK + SUFFIX}] * 64)
