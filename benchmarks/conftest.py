@@ -73,6 +73,11 @@ def pytest_terminal_summary(terminalreporter):
             f"{name}: {row['rate']:.1f} {row['unit']}/s, baseline {row['baseline_rate']:.1f}: {row['ratio']:.2f}x, "
             f"{row['added_ms']:+.1f} ms per run ({row['threads']} threads, OMP_WAIT_POLICY={row['omp_wait_policy']})"
         )
+        if "per_cpu_second" in row:
+            terminalreporter.write_line(
+                f"    per CPU-second: {row['per_cpu_second']:.1f} {row['unit']}, baseline "
+                f"{row['baseline_per_cpu_second']:.1f}"
+            )
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ while another runs, so it needs no locks. What arrives has been checked at the d
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Protocol
 
 from weaver.domain import (
     Adapter,
@@ -22,6 +22,7 @@ from weaver.domain import (
 )
 from weaver.errors import InvalidInput, WeaverError
 from weaver.loss import Loss
+from weaver.options import Option, effective_options
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -29,6 +30,8 @@ class Pass:
     """One model's forward (and backward) over some data with one loss. `config` is complete: defaults are filled in.
 
     A loss with `batch` needs the logprobs of all `data` before it can be evaluated; `weaver.evaluation` calls both.
+
+    All logprobs, those of the result too, and all entropies are of softmax(logits / `temperature`).
     """
 
     model_id: str
@@ -36,6 +39,16 @@ class Pass:
     loss: Loss
     config: Mapping[str, Any]
     backward: bool
+
+    @property
+    def temperature(self) -> float:
+        """What logits are divided by; above 0, and 1 unless the loss reads a temperature."""
+        return self.loss.temperature(self.config)
+
+    @property
+    def wants_entropy(self) -> bool:
+        """Whether the loss is to be given the entropy of every token's distribution, and has a gradient by it."""
+        return self.loss.wants_entropy(self.config)
 
 
 class Backend(Protocol):
@@ -78,38 +91,8 @@ def cannot_merge(source: ModelSource, adapter: Adapter, folder: Path) -> None:
     raise InvalidInput(f"this backend cannot merge an adapter into {source.name!r}")
 
 
-_FLAGS: Final = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
-
-
-@dataclass(frozen=True, slots=True)
-class BackendOption:
-    """One setting of a backend, for `weaver serve --backend-option NAME=VALUE`, or `--NAME VALUE` with `-` for `_`.
-
-    `type` "int" is a whole number from `minimum` on, "flag" true or false, "text" one of the `choices`.
-    """
-
-    name: str
-    default: OptionValue
-    description: str = ""
-    type: Literal["int", "flag", "text"] = "int"
-    minimum: int = 1
-    choices: tuple[str, ...] = ()
-
-    def checked(self, given: OptionValue) -> OptionValue:
-        """`given`, also where it was written as text, as the backend gets it. Raises InvalidInput naming the option."""
-        text, said = str(given).lower(), f"the backend option {self.name} is {given!r}; it takes"
-        match self.type:
-            case "flag":
-                if text not in _FLAGS:
-                    raise InvalidInput(f"{said} true or false")
-                return _FLAGS[text]
-            case "text":
-                if given not in self.choices:
-                    raise InvalidInput(f"{said} one of {', '.join(self.choices)}")
-                return given
-        if not (text.isascii() and text.isdigit() and int(text) >= self.minimum):
-            raise InvalidInput(f"{said} a whole number from {self.minimum} on")
-        return int(text)
+BackendOption = Option
+"""The name by which backends know it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,13 +119,7 @@ class BackendFactory:
 
     def effective_options(self, given: Mapping[str, OptionValue]) -> Mapping[str, OptionValue]:
         """`given` checked against what is declared, with defaults filled in. Raises InvalidInput naming the option."""
-        known = {option.name: option for option in self.options}
-        for name in given:
-            if name not in known:
-                raise InvalidInput(
-                    f"the backend {self.name!r} has no option {name!r}; it has: {', '.join(known) or 'none'}"
-                )
-        return {name: option.checked(given.get(name, option.default)) for name, option in known.items()}
+        return effective_options("backend", self.name, self.options, given)
 
 
 __all__ = ["Backend", "BackendFactory", "BackendOption", "ModelFacts", "ModelSource", "Pass"]

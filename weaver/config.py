@@ -23,7 +23,7 @@ class Config(BaseModel):
     `unfetched_seconds`: how long one stays that nobody fetches. `lease_seconds`: how long a session lives after its
     last heartbeat or request. `import_dirs`: the only directories below which clients may name PEFT folders to start
     training from. `any_model`: whether a name that `models` has not is a hub id or a folder, loaded when asked for.
-    `backend_options`: the backend's own settings by name; those it does not declare are refused.
+    `backend_options`, `sampler_options`: their own settings by name; those they do not declare are refused.
     `checkpoint_store`: a URL, where saved checkpoints are kept; without, in `data_dir`.
     `mismatch_share`: the share of sampled sequences whose logprobs are compared with the trainer's.
     `mismatch_warning`: the average difference in nats past which the log warns.
@@ -37,6 +37,7 @@ class Config(BaseModel):
     backend: str = "peft"
     backend_options: Mapping[str, OptionValue] = Field(default_factory=dict)
     sampler: str = "embedded"
+    sampler_options: Mapping[str, OptionValue] = Field(default_factory=dict)
     api_keys: tuple[str, ...] = ()
     gap_seconds: float = Field(default=330.0, gt=0)
     result_seconds: float = Field(default=600.0, gt=0)

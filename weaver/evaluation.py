@@ -1,4 +1,5 @@
-"""For backends in torch: call a loss on logprobs and take its gradient. It is somebody else's code: trust nothing.
+"""For backends in torch: call a loss on logprobs, and on entropies where it wants them, and take its gradient. It is
+somebody else's code: trust nothing.
 
 Shapes: T tokens of one datum, K targets per token.
 """
@@ -14,17 +15,22 @@ import torch
 from weaver.backend import Pass
 from weaver.domain import Array, Datum, FloatArray, ForwardBackwardResult
 from weaver.errors import InvalidInput, LossFailed, UserError
-from weaver.loss import REDUCTIONS, TARGET_TOKENS, LossInput, LossOutput
+from weaver.loss import ENTROPY, REDUCTIONS, TARGET_TOKENS, LossInput, LossOutput
+
+ScoreGradients = tuple[torch.Tensor | None, torch.Tensor | None]
+"""d loss / d logprobs and d loss / d entropy of one datum; None where there is none."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Evaluated:
-    """One datum's loss, its metrics and outputs, and d loss / d logprobs (None in a forward-only pass)."""
+    """One datum's loss, its metrics and outputs, and d loss / d logprobs (None in a forward-only pass); where the loss
+    wants entropies, d loss / d entropy too, (T,)."""
 
     loss: float
     metrics: Mapping[str, float]
     outputs: Mapping[str, FloatArray]
     gradient: torch.Tensor | None
+    entropy_gradient: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,43 +41,52 @@ class EvaluatedBatch:
     metrics: Mapping[str, float]
     outputs: Sequence[Mapping[str, FloatArray]]
     gradients: Sequence[torch.Tensor | None]
+    entropy_gradients: Sequence[torch.Tensor | None] = ()
+
+    @property
+    def by_datum(self) -> list[ScoreGradients]:
+        return list(zip(self.gradients, self.entropy_gradients, strict=True))
 
 
-def evaluate(one: Pass, index: int, logprobs: torch.Tensor) -> Evaluated:
-    """The loss of datum `index` at `logprobs`, (T,) or (T, K).
+def evaluate(one: Pass, index: int, logprobs: torch.Tensor, entropy_T: torch.Tensor | None = None) -> Evaluated:
+    """The loss of datum `index` at `logprobs`, (T,) or (T, K), and at `entropy_T` where the pass wants entropies.
 
     Raises LossFailed, naming the loss, its package and the datum, when the function raises or returns what cannot be
     used, and InvalidInput where the function says that it is the user's to change.
     """
     blame = f"{one.loss.blamed} failed on data[{index}]"
-    leaf, inputs = _given(one, one.data[index], logprobs)
+    leaf, inputs = _given(one, index, logprobs, entropy_T)
+    leaves = [leaf, inputs[ENTROPY]] if one.wants_entropy else [leaf]
     with _blaming(blame), torch.set_grad_enabled(one.backward):
         output = _output(_call(one, leaf, inputs))
         loss = _checked(output, blame, needs_gradient=one.backward)
-        gradient = torch.autograd.grad(output.loss, leaf)[0] if one.backward else None
-    _check_finite(gradient, blame)
+        gradients = _gradients(one, output, leaves, allow_unused=one.wants_entropy)
+    for gradient in gradients:
+        _check_finite(gradient, blame)
     outputs = _named_outputs(one, blame, output)
-    return Evaluated(loss, output.metrics, _outputs(one, one.data[index], outputs, blame), gradient)
+    return Evaluated(loss, output.metrics, _outputs(one, one.data[index], outputs, blame), *gradients)
 
 
-def evaluate_batch(one: Pass, logprobs: Sequence[torch.Tensor]) -> EvaluatedBatch:
-    """The loss of all data of a pass whose loss sees the batch, at the logprobs of each, (T,) or (T, K).
+def evaluate_batch(
+    one: Pass, logprobs: Sequence[torch.Tensor], entropies: Sequence[torch.Tensor | None] = ()
+) -> EvaluatedBatch:
+    """The loss of all data of a pass whose loss sees the batch, at the logprobs of each, (T,) or (T, K), and at the
+    entropies of each, (T,), where the pass wants them.
 
     Raises like `evaluate`; a gradient that is not finite is told with the datum's index.
     """
-    blame = f"{one.loss.blamed} failed on the batch data[0] to data[{len(one.data) - 1}]"
-    given = [_given(one, datum, found) for datum, found in zip(one.data, logprobs, strict=True)]
+    size = len(one.data)
+    blame = f"{one.loss.blamed} failed on the batch data[0] to data[{size - 1}]"
+    scores = zip(logprobs, entropies or [None] * size, strict=True)
+    given = [_given(one, index, *found) for index, found in enumerate(scores)]
     leaves = [leaf for leaf, _ in given]
+    leaves += [inputs[ENTROPY] for _, inputs in given if one.wants_entropy]
     with _blaming(blame), torch.set_grad_enabled(one.backward):
-        output = _output(_call(one, leaves, [inputs for _, inputs in given]))
+        output = _output(_call(one, leaves[:size], [inputs for _, inputs in given]))
         loss = _checked(output, blame, needs_gradient=one.backward)
-        found = torch.autograd.grad(output.loss, leaves, allow_unused=True) if one.backward else [None] * len(leaves)
-    gradients = [
-        torch.zeros_like(leaf) if one.backward and gradient is None else gradient
-        for leaf, gradient in zip(leaves, found, strict=True)
-    ]
-    for index, gradient in enumerate(gradients):
-        _check_finite(gradient, f"{one.loss.blamed} failed on data[{index}] of its batch")
+        gradients = _gradients(one, output, leaves, allow_unused=True)
+    for number, gradient in enumerate(gradients):
+        _check_finite(gradient, f"{one.loss.blamed} failed on data[{number % size}] of its batch")
     named = _named_outputs(one, blame, output)
     for name, values in named.items():
         if not isinstance(values, Sequence) or len(values) != len(one.data):
@@ -80,7 +95,8 @@ def evaluate_batch(one: Pass, logprobs: Sequence[torch.Tensor]) -> EvaluatedBatc
     for index, datum in enumerate(one.data):
         here = {name: values[index] for name, values in named.items()}
         outputs.append(_outputs(one, datum, here, f"{one.loss.blamed} failed on data[{index}] of its batch"))
-    return EvaluatedBatch(loss, output.metrics, outputs, gradients)
+    by_entropy = gradients[size:] if one.wants_entropy else [None] * size
+    return EvaluatedBatch(loss, output.metrics, outputs, gradients[:size], by_entropy)
 
 
 @contextmanager
@@ -96,16 +112,32 @@ def _blaming(blame: str) -> Iterator[None]:
         raise LossFailed(f"{blame}: {type(error).__name__}: {error}") from error
 
 
-def _given(one: Pass, datum: Datum, logprobs: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+def _given(
+    one: Pass, index: int, logprobs: torch.Tensor, entropy_T: torch.Tensor | None
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """What a function gets: copies that it may ruin, of the inputs that are there."""
     leaf = logprobs.detach().clone().requires_grad_(one.backward)
-    arrays = datum.loss_fn_inputs
+    arrays = one.data[index].loss_fn_inputs
     inputs = {
         declared.name: _input(arrays[declared.name], declared).to(leaf.device)
-        for declared in one.loss.inputs
+        for declared in one.loss.inputs_of(arrays)
         if not declared.optional or declared.name in arrays
     }
+    if one.wants_entropy:
+        if entropy_T is None:
+            raise InvalidInput(f"{one.loss.blamed} wants entropies by its config, and this backend computes none")
+        inputs[ENTROPY] = entropy_T.detach().clone().requires_grad_(one.backward)
     return leaf, inputs
+
+
+def _gradients(
+    one: Pass, output: LossOutput, leaves: Sequence[torch.Tensor], *, allow_unused: bool
+) -> list[torch.Tensor | None]:
+    """d loss by each leaf, zero where it does not depend on it; None of a pass without a backward part."""
+    if not one.backward:
+        return [None] * len(leaves)
+    found = torch.autograd.grad(output.loss, leaves, allow_unused=allow_unused)
+    return [torch.zeros_like(leaf) if each is None else each for leaf, each in zip(leaves, found, strict=True)]
 
 
 def _call(one: Pass, logprobs: Any, inputs: Any) -> object:
@@ -177,9 +209,18 @@ class PassOutcome:
     losses: dict[int, float] = field(default_factory=dict)
     metrics: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     outputs: dict[int, Mapping[str, FloatArray]] = field(default_factory=dict)
+    entropies: dict[int, FloatArray] = field(default_factory=dict)
 
-    def add_logprobs(self, index: int, logprobs: torch.Tensor) -> None:
+    def add_logprobs(self, index: int, logprobs: torch.Tensor, entropy_T: torch.Tensor | None = None) -> None:
         self.logprobs[index] = logprobs.detach().cpu().numpy().copy()
+        if entropy_T is not None:
+            self.entropies[index] = entropy_T.detach().cpu().numpy().copy()
+
+    def scores(self, device: torch.device) -> tuple[list[torch.Tensor], list[torch.Tensor | None]]:
+        """Logprobs and entropies of all data, for `evaluate_batch`."""
+        logprobs = [torch.from_numpy(self.logprobs[index]).to(device) for index in range(self.size)]
+        entropies = [self.entropies.get(index) for index in range(self.size)]
+        return logprobs, [None if each is None else torch.from_numpy(each).to(device) for each in entropies]
 
     def add(self, index: int, evaluated: Evaluated) -> None:
         """The loss of one datum."""

@@ -1,13 +1,13 @@
 """The record a loss plugin yields, and what its function receives.
 
-Shapes: T tokens of one datum, K targets per token, N columns of a table. A loss is arithmetic on logprobs: the backend
-computes them, so the same loss runs on every backend.
+Shapes: T tokens of one datum, K targets per token, N columns of a table. A loss is arithmetic on logprobs, and on
+entropies where it asks for them: the backend computes both, so the same loss runs on every backend.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 TARGET_TOKENS: Final = "target_tokens"
 LOGPROBS: Final = "logprobs"
+ENTROPY: Final = "entropy"
 REDUCTIONS: Final = ("sum", "mean", "min", "max")
 """How a loss's metrics, named `name:reduction`, are put together."""
 
@@ -47,9 +48,14 @@ class LossInput:
 
 @dataclass(frozen=True, slots=True)
 class ConfigField:
-    """One key of `loss_fn_config`. Without a default it must be given. The range is inclusive.
+    """One key of `loss_fn_config`. Without a default it must be given, unless it is `optional`: then the function gets
+    no such key where a client gives none. The range is inclusive; values must also be greater than `above`.
 
     `type` "float" is any number of the range, "int" a whole one, "text" one of the `choices`.
+
+    A `role` is what the backend does with the value, whatever the key is called. "temperature": logits are divided by
+    it before anything is computed of them; see `TEMPERATURE`. "entropy": where it is not 0 the function gets entropies;
+    see `ENTROPY_COEFF`.
     """
 
     name: str
@@ -59,6 +65,9 @@ class ConfigField:
     description: str = ""
     type: Literal["float", "int", "text"] = "float"
     choices: tuple[str, ...] = ()
+    above: float = -math.inf
+    optional: bool = False
+    role: Literal["", "temperature", "entropy"] = ""
 
     def checked(self, value: float | str, where: str) -> float | str:
         """`value` as the loss gets it. Raises InvalidInput, which begins with `where` and says what is taken."""
@@ -68,11 +77,31 @@ class ConfigField:
             return value
         if isinstance(value, str):
             raise InvalidInput(f"{where} needs a number")
-        if not self.minimum <= value <= self.maximum or not math.isfinite(value):
-            raise InvalidInput(f"{where} takes finite values from {self.minimum} to {self.maximum}")
+        if not self.minimum <= value <= self.maximum or not self.above < value or not math.isfinite(value):
+            raise InvalidInput(f"{where} takes finite values {self.range}")
         if self.type == "int" and value != int(value):
             raise InvalidInput(f"{where} needs a whole number")
         return int(value) if self.type == "int" else float(value)
+
+    @property
+    def range(self) -> str:
+        """The numbers it takes, in words."""
+        if self.above == -math.inf or self.above < self.minimum:
+            return f"from {self.minimum} to {self.maximum}"
+        return f"above {self.above:g}" + (f" to {self.maximum}" if math.isfinite(self.maximum) else "")
+
+
+TEMPERATURE: Final = ConfigField(
+    "temperature", 1.0, above=0.0, role="temperature", description="what logits are divided by, before all else"
+)
+"""For a loss's `config`: its logprobs and entropies, and the logprobs that a client gets back, are those of
+softmax(logits / temperature)."""
+
+ENTROPY_COEFF: Final = ConfigField(
+    "entropy_coeff", 0.0, role="entropy", description="how much the sum of the tokens' entropies lowers the loss"
+)
+"""For a loss's `config`: where it is not 0 the function finds among its inputs, as "entropy", (T,) the entropy of each
+token's whole distribution, -Σ p log p over the vocabulary, float32 and differentiable."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +152,11 @@ class Loss:
     `target_ranks` are the ranks of `target_tokens` it can work with: 1 for (T,), 2 for (T, K). An input that is not
     declared is refused, unless the loss `carries_others`: then a datum may hold arrays that this loss does not read.
 
+    `spellings` are sets of input names that say the same in different words: a datum has inputs of one of them and none
+    of the others', which the function then does not get. Without any of them it counts as written in the first.
+
+    A `forward_only` loss has a value to report and no gradient: a pass with a backward part is refused.
+
     A loss with `from_graph` is none by itself: `from_graph(graph)` is the loss that a client's graph computes, and has
     it as its `graph`: functions do not travel to other processes, names and graphs do.
 
@@ -143,13 +177,20 @@ class Loss:
     batch: bool = False
     plugin: str = ""
     graph: LossGraph | None = field(default=None, compare=False)
+    spellings: tuple[tuple[str, ...], ...] = ()
+    forward_only: bool = False
 
     def __post_init__(self) -> None:
         """Raises PluginBroken for a record that contradicts itself."""
-        self._check_names("inputs", (one.name for one in self.inputs), reserved=())
+        reserved = (ENTROPY,) if self._of_role("entropy") else ()
+        self._check_names("inputs", (one.name for one in self.inputs), reserved)
         self._check_names("config", (one.name for one in self.config), reserved=())
         self._check_names("outputs", (one.name for one in self.outputs), reserved=(LOGPROBS,))
+        self._check_roles()
+        self._check_spellings()
         for declared in self.config:
+            if declared.optional and declared.default is not None:
+                raise PluginBroken(f"the loss {self.name!r} declares config[{declared.name!r}] optional with a default")
             if declared.default is not None:
                 where = (
                     f"the loss {self.name!r} declares config[{declared.name!r}] with the default {declared.default!r}"
@@ -166,10 +207,61 @@ class Loss:
                 raise PluginBroken(f"the loss {self.name!r} declares {name!r} twice among its {what}, or it is taken")
             seen.add(name)
 
+    def _check_roles(self) -> None:
+        for role in ("temperature", "entropy"):
+            fields = [declared for declared in self.config if declared.role == role]
+            if len(fields) > 1:
+                names = " and ".join(repr(declared.name) for declared in fields)
+                raise PluginBroken(f"the loss {self.name!r} declares two config fields of the role {role!r}: {names}")
+            for declared in fields:
+                what = f"the loss {self.name!r} declares config[{declared.name!r}] of the role {role!r}, but"
+                if declared.type == "text":
+                    raise PluginBroken(f"{what} as text; it must be a number")
+                if role == "temperature" and declared.minimum <= 0 and declared.above < 0:
+                    raise PluginBroken(f"{what} takes values that are not above 0; declare it with above=0.0")
+
+    def _check_spellings(self) -> None:
+        known = {one.name for one in self.inputs}
+        self._check_names("spellings", (name for spelling in self.spellings for name in spelling), reserved=())
+        for name in (name for spelling in self.spellings for name in spelling):
+            if name not in known:
+                raise PluginBroken(f"the loss {self.name!r} has {name!r} in a spelling, but not among its inputs")
+
     @property
     def blamed(self) -> str:
         """The loss as messages about failures name it, with the package it is from."""
         return f"the loss {self.name!r}" + (f" of {self.plugin}" if self.plugin else "")
+
+    def temperature(self, config: Mapping[str, Any]) -> float:
+        """What logits are divided by, of an effective config: 1 for a loss that does not ask for it."""
+        declared = self._of_role("temperature")
+        return 1.0 if declared is None else float(config.get(declared.name, declared.default or 1.0))
+
+    def wants_entropy(self, config: Mapping[str, Any]) -> bool:
+        """Whether the function gets entropies under an effective config."""
+        declared = self._of_role("entropy")
+        return declared is not None and bool(config.get(declared.name, declared.default))
+
+    def _of_role(self, role: str) -> ConfigField | None:
+        return next((declared for declared in self.config if declared.role == role), None)
+
+    def inputs_of(self, names: Collection[str]) -> tuple[LossInput, ...]:
+        """The inputs that are read of a datum with arrays of these names, in its spelling: they may be lacking."""
+        if not self.spellings:
+            return self.inputs
+        chosen = next((one for one in self.spellings if any(name in names for name in one)), self.spellings[0])
+        others = {name for spelling in self.spellings if spelling != chosen for name in spelling}
+        return tuple(one for one in self.inputs if one.name not in others)
+
+    def check_spelling(self, names: Collection[str], where: str) -> None:
+        """Raises InvalidInput, which begins with `where`, for arrays of two spellings."""
+        used = [[name for name in spelling if name in names] for spelling in self.spellings]
+        mixed = " beside ".join(repr(found[0]) for found in used if found)
+        if sum(map(bool, used)) > 1:
+            either = ", or ".join(" and ".join(spelling) for spelling in self.spellings)
+            raise InvalidInput(
+                f"{where} has {mixed}; the loss {self.name!r} reads either {either}. Leave those of one set out"
+            )
 
     def effective_config(self, given: Mapping[str, float | str]) -> dict[str, float | str]:
         """`given` checked against the declared fields, with defaults filled in.
@@ -181,7 +273,11 @@ class Loss:
             if key not in known:
                 have = f"it reads {', '.join(sorted(known))}" if known else "it reads no config"
                 raise InvalidInput(f"loss_fn_config[{key!r}] is not read by the loss {self.name!r}: {have}")
-        return {declared.name: self._effective(declared, given.get(declared.name)) for declared in self.config}
+        return {
+            declared.name: self._effective(declared, given.get(declared.name))
+            for declared in self.config
+            if not declared.optional or declared.name in given
+        }
 
     def _effective(self, declared: ConfigField, given: float | str | None) -> float | str:
         value = declared.default if given is None else given

@@ -4,12 +4,13 @@ A sampler draws tokens from one base model and from immutable adapters on it. It
 own: sampling never waits for training. What arrives has been checked at the door.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Protocol
 
-from weaver.domain import AdapterRef, ModelSource, SampleRequest, SampleResult
+from weaver.domain import AdapterRef, ModelSource, OptionValue, SampleRequest, SampleResult
+from weaver.options import Option, effective_options
 
 
 class SampleFuture(Future[SampleResult]):
@@ -56,3 +57,8 @@ class SamplerFactory:
     name: str
     open: Callable[[ModelSource], Sampler]
     description: str = ""
+    options: tuple[Option, ...] = ()
+
+    def effective_options(self, given: Mapping[str, OptionValue]) -> Mapping[str, OptionValue]:
+        """`given` checked against what is declared, with defaults filled in. Raises InvalidInput naming the option."""
+        return effective_options("sampler", self.name, self.options, given)

@@ -96,6 +96,14 @@ sampled_sequences = sa.Table(
     sa.Column("tokens", sa.LargeBinary, nullable=False),
     sa.Column("logprobs", sa.LargeBinary, nullable=False),
 )
+documents = sa.Table(
+    "documents",
+    metadata,
+    sa.Column("kind", sa.String, primary_key=True),
+    sa.Column("document_id", sa.String, primary_key=True),
+    sa.Column("created", sa.Float, nullable=False, index=True),
+    sa.Column("body", sa.JSON, nullable=False),
+)
 
 Row = Mapping[str, Any]
 
@@ -237,6 +245,26 @@ class Store:
         with self._engine.begin() as connection:
             for same in _one_of(sampled_sequences.c.sequence_id, sequence_ids):
                 connection.execute(sampled_sequences.update().where(same).values(expires=expires))
+
+    def put_document(self, kind: str, document_id: str, body: Mapping[str, Any]) -> None:
+        """Write what only one part of the service reads, in place of an older one of the same id."""
+        same = (documents.c.kind == kind) & (documents.c.document_id == document_id)
+        values = {"kind": kind, "document_id": document_id, "body": dict(body)}
+        with self._engine.begin() as connection:
+            if not connection.execute(documents.update().where(same).values(body=dict(body))).rowcount:
+                connection.execute(documents.insert().values(created=self.clock(), **values))
+
+    def documents(self, kind: str) -> list[Row]:
+        """Those of a kind, newest first."""
+        newest_first = (documents.c.created.desc(), documents.c.document_id)
+        query = documents.select().where(documents.c.kind == kind).order_by(*newest_first)
+        with self._engine.connect() as connection:
+            return [dict(row) for row in connection.execute(query).mappings()]
+
+    def delete_document(self, kind: str, document_id: str) -> None:
+        same = (documents.c.kind == kind) & (documents.c.document_id == document_id)
+        with self._engine.begin() as connection:
+            connection.execute(documents.delete().where(same))
 
     def close(self) -> None:
         self._engine.dispose()

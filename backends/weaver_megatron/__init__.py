@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
+from typing import cast
 
 from weaver.backend import Backend, BackendFactory, BackendOption, ModelFacts, ModelSource
 from weaver.domain import Adapter, OptionValue
@@ -42,7 +43,7 @@ def _open_rank(source: ModelSource) -> Backend:
 
 
 def _processes(options: Mapping[str, OptionValue]) -> int:
-    return int(options["tp"]) * int(options["dp"])
+    return cast(int, options["tp"]) * cast(int, options["dp"])
 
 
 def _merge(source: ModelSource, adapter: Adapter, folder: Path) -> None:

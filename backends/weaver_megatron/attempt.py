@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 
 from weaver.errors import WeaverError
-from weaver.evaluation import PassOutcome
+from weaver.evaluation import PassOutcome, ScoreGradients
 from weaver_megatron.ranks import Ranks
 
 Gradients = dict[str, torch.Tensor]
@@ -21,7 +21,7 @@ class Attempt:
     outcomes: list[PassOutcome]
     gradients: dict[str, Gradients] = field(default_factory=dict)
     failed: dict[int, WeaverError] = field(default_factory=dict)
-    batches: dict[int, Sequence[torch.Tensor | None]] = field(default_factory=dict)
+    batches: dict[int, Sequence[ScoreGradients]] = field(default_factory=dict)
 
     def add_gradient(self, model_id: str, name: str, gradient: torch.Tensor) -> None:
         staged = self.gradients.setdefault(model_id, {})
@@ -68,6 +68,7 @@ def _merged(parts: Sequence[PassOutcome]) -> PassOutcome:
     whole = PassOutcome(parts[0].size)
     for part in parts:
         whole.logprobs |= part.logprobs
+        whole.entropies |= part.entropies
         whole.losses |= part.losses
         whole.outputs |= part.outputs
         for name, values in part.metrics.items():

@@ -1,7 +1,8 @@
 """Per-token log probabilities where each rank has a part of the vocabulary, chunk by chunk, forward and backward.
 
 As in `weaver_peft.logprobs` the loss is arithmetic on logprobs, and its gradient with respect to them, g, is all the
-output layer needs to know: d loss / d logits[t, v] = sum over k of g[t, k] · (1[v = target[t, k]] - p[t, v]).
+output layer needs to know: d loss / d logits[t, v] = sum over k of g[t, k] · (1[v = target[t, k]] - p[t, v]); for
+entropies H with a gradient h, - h[t] · p[t, v] · (log p[t, v] + H[t]) on top; all divided by the temperature.
 
 Shapes: T tokens, C tokens of one chunk, V vocabulary entries of this rank, H hidden size, K targets, R adapter's rank.
 """
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from torch.nn import functional as F
-from weaver_peft.logprobs import CHUNK_ELEMENTS
+from weaver_peft.logprobs import CHUNK_ELEMENTS, LossGradients
 
 from weaver_megatron.call import LocalPair
 from weaver_megatron.collectives import largest, summed
@@ -21,13 +22,14 @@ from weaver_megatron.collectives import largest, summed
 @dataclass(frozen=True, slots=True, eq=False)
 class Head:
     """This rank's rows of the output layer and of one adapter's pair on it. `first` is the token id of row 0; rows from
-    `real` on are padding, which no token has."""
+    `real` on are padding, which no token has. Logits are divided by the temperature."""
 
     weight_VH: torch.Tensor
     pair: LocalPair | None
     first: int
     real: int
     group: dist.ProcessGroup
+    temperature: float = 1.0
 
     @property
     def chunk_tokens(self) -> int:
@@ -36,10 +38,12 @@ class Head:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scored:
-    """Target logprobs (T, K) and the logarithm of each token's sum of exponentials (T,), the same on all ranks."""
+    """Target logprobs (T, K), the logarithm of each token's sum of exponentials (T,) and, where they were asked for,
+    the entropies (T,); the same on all ranks."""
 
     logprobs_TK: torch.Tensor
     normaliser_T: torch.Tensor
+    entropy_T: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,25 +55,29 @@ class HeadGradients:
     b: torch.Tensor | None
 
 
-def target_logprobs(head: Head, hidden_TH: torch.Tensor, targets_TK: torch.Tensor) -> Scored:
-    """Log probabilities of the targets, float32. No graph is built."""
+def target_logprobs(head: Head, hidden_TH: torch.Tensor, targets_TK: torch.Tensor, *, entropy: bool = False) -> Scored:
+    """Log probabilities of the targets, float32, and entropies where asked. No graph is built."""
     logprobs_TK = torch.empty(targets_TK.shape, device=targets_TK.device)
     normaliser_T = torch.empty(len(targets_TK), device=targets_TK.device)
+    entropy_T = torch.empty_like(normaliser_T) if entropy else None
     for rows in _chunks(head, len(hidden_TH)):
         logits_CV = _logits(head, hidden_TH[rows])
         highest_C = largest(logits_CV.amax(1), head.group)
         found_CK = _own_targets(head, logits_CV, targets_TK[rows])
-        exponentials_C = logits_CV.sub_(highest_C[:, None]).exp_().sum(1)
-        sums = summed(torch.cat([exponentials_C[:, None], found_CK], dim=1), head.group)
+        shifted_CV = logits_CV.sub_(highest_C[:, None])
+        exponentials_CV = shifted_CV.exp_() if entropy_T is None else shifted_CV.exp()
+        sums = summed(torch.cat([exponentials_CV.sum(1)[:, None], found_CK], dim=1), head.group)
         normaliser_T[rows] = highest_C + sums[:, 0].log()
         logprobs_TK[rows] = (sums[:, 1:] - highest_C[:, None]) - sums[:, :1].log()
-    return Scored(logprobs_TK, normaliser_T)
+        if entropy_T is not None:
+            entropy_T[rows] = sums[:, 0].log() - _weighted_sum(head, shifted_CV, exponentials_CV) / sums[:, 0]
+    return Scored(logprobs_TK, normaliser_T, entropy_T)
 
 
 def head_gradients(
-    head: Head, hidden_TH: torch.Tensor, targets_TK: torch.Tensor, gradient_TK: torch.Tensor, scored: Scored
+    head: Head, hidden_TH: torch.Tensor, targets_TK: torch.Tensor, gradient: LossGradients, scored: Scored
 ) -> HeadGradients:
-    """Carry the loss's gradient with respect to the target logprobs back through the output layer.
+    """Carry the loss's gradients back through the output layer.
 
     Tokens whose gradient is zero (a masked prompt, say) are left out.
     """
@@ -77,14 +85,14 @@ def head_gradients(
     hidden_gradient_TH = torch.zeros(hidden_TH.shape, device=hidden_TH.device)
     a = torch.zeros_like(pair.a) if pair is not None else None
     b = torch.zeros_like(pair.b) if pair is not None else None
-    used = gradient_TK.ne(0).any(1).nonzero().squeeze(1)
+    used = gradient.used()
     for rows in _chunks(head, len(used)):
         tokens = used[rows]
-        chosen = hidden_TH[tokens], targets_TK[tokens], gradient_TK[tokens], scored.normaliser_T[tokens]
-        logits_gradient_CV = _logits_gradient(head, *chosen)
+        hidden = hidden_TH[tokens]
+        logits_gradient_CV = _logits_gradient(head, hidden, targets_TK[tokens], gradient.of(tokens), scored, tokens)
         into_hidden_CH = (logits_gradient_CV.to(hidden_TH.dtype) @ head.weight_VH).float()
         if pair is not None and a is not None and b is not None:
-            hidden_CH = chosen[0].float()
+            hidden_CH = hidden.float()
             lowered_gradient_CR = (logits_gradient_CV @ pair.b) * pair.scale
             b.addmm_(logits_gradient_CV.T, F.linear(hidden_CH, pair.a) * pair.scale)
             a.addmm_(lowered_gradient_CR.T, hidden_CH)
@@ -95,11 +103,13 @@ def head_gradients(
 
 
 def _logits(head: Head, hidden_CH: torch.Tensor) -> torch.Tensor:
-    """Float32, the adapter's update included, -inf for padding."""
+    """Float32, the adapter's update included, at the temperature, -inf for padding."""
     logits_CV = F.linear(hidden_CH, head.weight_VH).float()
     if head.pair is not None:
         lowered_CR = F.linear(hidden_CH.float(), head.pair.a)
         logits_CV.addmm_(lowered_CR, head.pair.b.T, alpha=head.pair.scale)
+    if head.temperature != 1:
+        logits_CV.div_(head.temperature)
     logits_CV[:, head.real :] = -torch.inf
     return logits_CV
 
@@ -108,13 +118,29 @@ def _logits_gradient(
     head: Head,
     hidden_CH: torch.Tensor,
     targets_CK: torch.Tensor,
-    gradient_CK: torch.Tensor,
-    normaliser_C: torch.Tensor,
+    gradient: LossGradients,
+    scored: Scored,
+    tokens: torch.Tensor,
 ) -> torch.Tensor:
-    probabilities_CV = _logits(head, hidden_CH).sub_(normaliser_C[:, None]).exp_()
-    negative_CV = probabilities_CV.mul_(-gradient_CK.sum(1, keepdim=True))
+    """Of the model's logits of the chunk's `tokens`."""
+    distributions_CV = _logits(head, hidden_CH).sub_(scored.normaliser_T[tokens][:, None])
+    total_C1 = gradient.logprobs_TK.sum(1, keepdim=True)
+    if gradient.entropy_T is None or scored.entropy_T is None:
+        negative_CV = distributions_CV.exp_().mul_(-total_C1)
+    else:
+        probabilities_CV = distributions_CV.exp()
+        distributions_CV[:, head.real :] = 0  # -inf times a probability of 0 is no number
+        by_entropy_CV = distributions_CV.add_(scored.entropy_T[tokens][:, None]).mul_(gradient.entropy_T[:, None])
+        negative_CV = by_entropy_CV.add_(total_C1).mul_(probabilities_CV).neg_()
     rows_CK, mine_CK = _own_rows(head, targets_CK)
-    return negative_CV.scatter_add_(1, rows_CK, gradient_CK * mine_CK)
+    gradient_CV = negative_CV.scatter_add_(1, rows_CK, gradient.logprobs_TK * mine_CK)
+    return gradient_CV if head.temperature == 1 else gradient_CV.div_(head.temperature)
+
+
+def _weighted_sum(head: Head, shifted_CV: torch.Tensor, exponentials_CV: torch.Tensor) -> torch.Tensor:
+    """Σ x · exp(x) over the whole vocabulary, (C,), the same on all ranks."""
+    products_CV = exponentials_CV[:, : head.real].mul_(shifted_CV[:, : head.real])
+    return summed(products_CV.sum(1), head.group)
 
 
 def _own_targets(head: Head, logits_CV: torch.Tensor, targets_CK: torch.Tensor) -> torch.Tensor:

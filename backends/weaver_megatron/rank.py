@@ -12,12 +12,13 @@ from dataclasses import replace
 import psutil
 import torch
 import torch.distributed as dist
+from weaver_peft.logprobs import LossGradients
 from weaver_peft.micro_batches import Run, pieces, runs
 
 from weaver.backend import Pass
 from weaver.domain import ForwardBackwardResult, LoraSpec, ModelSource, ModelState, OptimParams
 from weaver.errors import InvalidInput, LossFailed, WeaverError
-from weaver.evaluation import PassOutcome, evaluate, evaluate_batch, shaped_logprobs, targets_of
+from weaver.evaluation import PassOutcome, ScoreGradients, evaluate, evaluate_batch, shaped_logprobs, targets_of
 from weaver_megatron.adapter import PREFIX, TrainingModel
 from weaver_megatron.architecture import check_layout, read_architecture
 from weaver_megatron.attempt import Attempt, exchange_failures, gather_outcomes
@@ -25,7 +26,7 @@ from weaver_megatron.base_weights import without_base_weights
 from weaver_megatron.collectives import gathered
 from weaver_megatron.conversion import load_weights
 from weaver_megatron.layout import Layout
-from weaver_megatron.logprobs import Head, head_gradients, target_logprobs
+from weaver_megatron.logprobs import Head, Scored, head_gradients, target_logprobs
 from weaver_megatron.model import ParallelModel, build_model
 from weaver_megatron.ranks import Ranks, join
 from weaver_megatron.rounds import MicroBatch, Prepared, Round, deal, prepare
@@ -111,7 +112,7 @@ class RankBackend:
         for one in deal(forward, self._budget, self._ranks.dp, set(range(len(passes))) - set(whole)):
             self._run(forward, one, attempt)
         found = gather_outcomes(self._ranks, attempt.outcomes)
-        told: list[tuple[dict[int, WeaverError], dict[int, Sequence[torch.Tensor | None]]] | None] = [None]
+        told: list[tuple[dict[int, WeaverError], dict[int, Sequence[ScoreGradients]]] | None] = [None]
         if found is not None:
             for number in whole:
                 self._evaluate_batch(passes[number], number, found[number], attempt)
@@ -121,15 +122,14 @@ class RankBackend:
         attempt.failed, attempt.batches = told[0]
 
     def _evaluate_batch(self, one: Pass, number: int, found: PassOutcome, attempt: Attempt) -> None:
-        logprobs = [torch.from_numpy(found.logprobs[n]).to(self._ranks.device) for n in range(len(one.data))]
         try:
-            evaluated = evaluate_batch(one, logprobs)
+            evaluated = evaluate_batch(one, *found.scores(self._ranks.device))
         except WeaverError as error:
             attempt.failed[number] = error
             return
         attempt.outcomes[number].logprobs |= found.logprobs
         attempt.outcomes[number].add_batch(evaluated)
-        attempt.batches[number] = [None if each is None else each.cpu() for each in evaluated.gradients]
+        attempt.batches[number] = [(_on_cpu(first), _on_cpu(second)) for first, second in evaluated.by_datum]
 
     def _run(self, passes: Sequence[Pass], one: Round, attempt: Attempt) -> None:
         """This rank's micro-batch of a round: forward, losses and, where asked, backward."""
@@ -157,31 +157,31 @@ class RankBackend:
     ) -> None:
         """Target logprobs, losses and, where asked, the gradient of the hidden states into `gradient_TH`."""
         for run in runs(batch):
-            head = self._head(run.model_id)
+            head = self._head(run)
             for piece in pieces(run, head.chunk_tokens):
                 targets_TK = torch.cat([targets_of(passes[item.number], item.index) for item in piece.items])
                 targets_TK, piece_TH = targets_TK.to(self._ranks.device), hidden_TH[piece.start : piece.stop]
-                scored = target_logprobs(head, piece_TH, targets_TK)
-                loss_gradient_TK = self._evaluate(passes, piece, scored.logprobs_TK, attempt)
+                scored = target_logprobs(head, piece_TH, targets_TK, entropy=piece.entropy)
+                loss_gradients = self._evaluate(passes, piece, scored, attempt)
                 if not piece.items[0].backward:
                     continue
-                found = head_gradients(head, piece_TH, targets_TK, loss_gradient_TK, scored)
+                found = head_gradients(head, piece_TH, targets_TK, loss_gradients, scored)
                 gradient_TH[piece.start : piece.stop] = found.hidden_TH
                 if found.a is not None and found.b is not None:
                     attempt.add_gradient(run.model_id, f"{PREFIX}{HEAD}.lora_A.weight", found.a)
                     attempt.add_gradient(run.model_id, f"{PREFIX}{HEAD}.lora_B.weight", found.b)
 
-    def _evaluate(
-        self, passes: Sequence[Pass], piece: Run, logprobs_TK: torch.Tensor, attempt: Attempt
-    ) -> torch.Tensor:
-        """d loss / d logprobs, (T, K), zero where there is none. A loss may draw numbers or keep count: the first rank
-        of the tensor-parallel group alone calls it, and the others take what it found."""
-        gradient_TK = torch.zeros_like(logprobs_TK)
+    def _evaluate(self, passes: Sequence[Pass], piece: Run, scored: Scored, attempt: Attempt) -> LossGradients:
+        """The loss's gradients by logprobs and entropies, zero where there are none. A loss may draw numbers or keep
+        count: the first rank of the tensor-parallel group alone calls it, and the others take what it found."""
+        gradients = LossGradients.zero(scored.logprobs_TK, scored.entropy_T)
         if self._ranks.tp_rank == 0:
-            evaluate_piece(passes, piece, logprobs_TK, gradient_TK, attempt)
+            evaluate_piece(passes, piece, scored, gradients, attempt)
         if self._ranks.tp > 1 and piece.items[0].backward:
-            dist.broadcast(gradient_TK, src=self._ranks.dp_rank * self._ranks.tp, group=self._ranks.tensor)
-        return gradient_TK
+            for each in (gradients.logprobs_TK, gradients.entropy_T):
+                if each is not None:
+                    dist.broadcast(each, src=self._ranks.dp_rank * self._ranks.tp, group=self._ranks.tensor)
+        return gradients
 
     def _backward(
         self, prepared: Prepared, hidden_LH: torch.Tensor, gradient_LH: torch.Tensor, attempt: Attempt
@@ -203,36 +203,39 @@ class RankBackend:
             if gradient is not None:
                 attempt.add_gradient(model_id, name, gradient)
 
-    def _head(self, model_id: str) -> Head:
+    def _head(self, run: Run) -> Head:
         weight_VH, ranks = self._model.head_VH, self._ranks
         first = ranks.tp_rank * len(weight_VH)
         real = min(max(self._model.architecture.vocabulary - first, 0), len(weight_VH))
-        return Head(weight_VH, self._models[model_id].pairs.get(HEAD), first, real, ranks.tensor)
+        return Head(weight_VH, self._models[run.model_id].pairs.get(HEAD), first, real, ranks.tensor, run.temperature)
 
 
 def evaluate_piece(
-    passes: Sequence[Pass], piece: Run, logprobs_TK: torch.Tensor, gradient_TK: torch.Tensor, attempt: Attempt
+    passes: Sequence[Pass], piece: Run, scored: Scored, gradients: LossGradients, attempt: Attempt
 ) -> None:
-    """Every datum's loss; d loss / d logprobs goes into `gradient_TK`."""
+    """Every datum's loss; its gradients go into `gradients`."""
     start = 0
     for item in piece.items:
-        one, rows = passes[item.number], slice(start, start + item.tokens)
+        one, rows, outcome = passes[item.number], slice(start, start + item.tokens), attempt.outcomes[item.number]
         start = rows.stop
-        logprobs = shaped_logprobs(one, item.index, logprobs_TK[rows])
-        attempt.outcomes[item.number].add_logprobs(item.index, logprobs)
+        logprobs = shaped_logprobs(one, item.index, scored.logprobs_TK[rows])
+        entropy_T = None if scored.entropy_T is None else scored.entropy_T[rows]
+        outcome.add_logprobs(item.index, logprobs, entropy_T)
         if one.loss.batch:
-            found = attempt.batches[item.number][item.index] if item.number in attempt.batches else None
-            gradient = None if found is None else found.to(gradient_TK.device)
-        else:
-            try:
-                evaluated = evaluate(one, item.index, logprobs)
-            except WeaverError as error:
-                attempt.failed.setdefault(item.number, error)
-                continue
-            attempt.outcomes[item.number].add(item.index, evaluated)
-            gradient = evaluated.gradient
-        if gradient is not None:
-            gradient_TK[rows] = gradient.reshape(item.tokens, -1)
+            if item.number in attempt.batches:
+                gradients.put(rows, *attempt.batches[item.number][item.index])
+            continue
+        try:
+            evaluated = evaluate(one, item.index, logprobs, entropy_T)
+        except WeaverError as error:
+            attempt.failed.setdefault(item.number, error)
+            continue
+        outcome.add(item.index, evaluated)
+        gradients.put(rows, evaluated.gradient, evaluated.entropy_gradient)
+
+
+def _on_cpu(tensor: torch.Tensor | None) -> torch.Tensor | None:
+    return None if tensor is None else tensor.cpu()
 
 
 def _device(name: str) -> torch.device:

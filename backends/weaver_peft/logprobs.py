@@ -1,7 +1,9 @@
 """Per-token log probabilities without a [tokens, vocabulary] tensor that outlives a chunk, forward or backward.
 
 The loss is arithmetic on logprobs, so its gradient with respect to them, g, is all the output layer needs to know:
-d loss / d logits[t, v] = sum over k of g[t, k] · (1[v = target[t, k]] - p[t, v]).
+d loss / d logits[t, v] = sum over k of g[t, k] · (1[v = target[t, k]] - p[t, v]). Where it is arithmetic on entropies
+H = -Σ p log p too, with a gradient h by them, - h[t] · p[t, v] · (log p[t, v] + H[t]) comes on top. At a temperature
+these logits are the model's divided by it, and so the model's have this gradient divided by it.
 
 Shapes: T tokens, C tokens of one chunk, V vocabulary, H hidden size, K targets per token, R the adapter's rank.
 """
@@ -34,22 +36,55 @@ class Workspace:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Head:
-    """The frozen output layer, one adapter's pair on it where it has one, and where its logits are computed."""
+    """The frozen output layer, one adapter's pair on it where it has one, and where its logits are computed, which are
+    divided by the temperature."""
 
     weight_VH: torch.Tensor
     pair: LoraPair | None
     workspace: Workspace
+    temperature: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scored:
-    """Target logprobs, (T, K), and the whole distributions they are of, (T, V), when these fit in one chunk.
+    """Target logprobs, (T, K), and the whole distributions they are of, (T, V), when these fit in one chunk; their
+    entropies, (T,), where they were asked for.
 
     The distributions lie in the workspace: they are good until it is used again.
     """
 
     logprobs_TK: torch.Tensor
     distributions_TV: torch.Tensor | None
+    entropy_T: torch.Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LossGradients:
+    """The loss's gradients by the target logprobs, (T, K), and by the entropies, (T,), where it has them."""
+
+    logprobs_TK: torch.Tensor
+    entropy_T: torch.Tensor | None = None
+
+    @classmethod
+    def zero(cls, logprobs_TK: torch.Tensor, entropy_T: torch.Tensor | None) -> "LossGradients":
+        return cls(torch.zeros_like(logprobs_TK), None if entropy_T is None else torch.zeros_like(entropy_T))
+
+    def put(self, rows: slice, logprobs: torch.Tensor | None, entropy_T: torch.Tensor | None) -> None:
+        """One datum's; its logprobs may be (T,) or (T, K)."""
+        if logprobs is not None:
+            self.logprobs_TK[rows] = logprobs.reshape(rows.stop - rows.start, -1).to(self.logprobs_TK.device)
+        if self.entropy_T is not None and entropy_T is not None:
+            self.entropy_T[rows] = entropy_T.to(self.entropy_T.device)
+
+    def used(self) -> torch.Tensor:
+        """Which tokens have any."""
+        used_T = self.logprobs_TK.ne(0).any(1)
+        if self.entropy_T is not None:
+            used_T |= self.entropy_T.ne(0)
+        return used_T.nonzero().squeeze(1)
+
+    def of(self, tokens: torch.Tensor) -> "LossGradients":
+        return LossGradients(self.logprobs_TK[tokens], None if self.entropy_T is None else self.entropy_T[tokens])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,36 +96,47 @@ class HeadGradients:
     b: torch.Tensor | None
 
 
-def target_logprobs(head: Head, hidden_TH: torch.Tensor, targets_TK: torch.Tensor) -> Scored:
-    """Log probabilities of the targets, float32. No graph is built. What fits in one chunk keeps its distributions."""
+def target_logprobs(head: Head, hidden_TH: torch.Tensor, targets_TK: torch.Tensor, *, entropy: bool = False) -> Scored:
+    """Log probabilities of the targets, float32, and entropies where asked. No graph is built. What fits in one chunk
+    keeps its distributions."""
     logprobs_TK = torch.empty(targets_TK.shape, device=targets_TK.device)
+    entropy_T = torch.empty(len(targets_TK), device=targets_TK.device) if entropy else None
     for rows in _chunks(head, len(hidden_TH)):
         distributions_CV = _distributions(head, hidden_TH[rows])
         torch.gather(distributions_CV, 1, targets_TK[rows], out=logprobs_TK[rows])
-    return Scored(logprobs_TK, distributions_CV if len(hidden_TH) <= head.workspace.chunk_tokens else None)
+        if entropy_T is not None:
+            entropy_T[rows] = _entropy(head, distributions_CV)
+    kept_TV = distributions_CV if len(hidden_TH) <= head.workspace.chunk_tokens else None
+    return Scored(logprobs_TK, kept_TV, entropy_T)
 
 
 def head_gradients(
-    head: Head, hidden_TH: torch.Tensor, targets_TK: torch.Tensor, gradient_TK: torch.Tensor, scored: Scored
+    head: Head, hidden_TH: torch.Tensor, targets_TK: torch.Tensor, gradient: LossGradients, scored: Scored
 ) -> HeadGradients:
-    """Carry the loss's gradient with respect to the target logprobs back through the output layer.
+    """Carry the loss's gradients back through the output layer.
 
     Distributions that were not kept are computed again chunk by chunk. Tokens whose gradient is zero (a masked prompt,
     say) are left out.
     """
-    pair = head.pair
+    pair, workspace = head.pair, head.workspace
     a = torch.zeros_like(pair.a) if pair is not None else None
     b = torch.zeros_like(pair.b) if pair is not None else None
     found = HeadGradients(torch.zeros_like(hidden_TH), a, b)
-    used = gradient_TK.ne(0).any(1).nonzero().squeeze(1)
+    used = gradient.used()
     for rows in _chunks(head, len(used)):
         tokens = used[rows]
         if scored.distributions_TV is None:
-            distributions_CV = _distributions(head, hidden_TH[tokens])
+            distributions_CV, spare_CV = _distributions(head, hidden_TH[tokens]), workspace.selected[: len(tokens)]
         else:
-            selected_CV = head.workspace.selected[: len(tokens)]
+            selected_CV = workspace.selected[: len(tokens)]
             distributions_CV = torch.index_select(scored.distributions_TV, 0, tokens, out=selected_CV)
-        logits_gradient_CV = _logits_gradient(distributions_CV, targets_TK[tokens], gradient_TK[tokens])
+            spare_CV = workspace.computed[: len(tokens)]  # all are in this chunk
+        entropy_C = None if scored.entropy_T is None else scored.entropy_T[tokens]
+        logits_gradient_CV = _logits_gradient(
+            distributions_CV, spare_CV, targets_TK[tokens], gradient.of(tokens), entropy_C
+        )
+        if head.temperature != 1:
+            logits_gradient_CV.div_(head.temperature)
         _add_chunk(head, hidden_TH, tokens, logits_gradient_CV, found)
     return found
 
@@ -110,19 +156,37 @@ def _add_chunk(
 
 
 def _logits_gradient(
-    distributions_CV: torch.Tensor, targets_CK: torch.Tensor, gradient_CK: torch.Tensor
+    distributions_CV: torch.Tensor,
+    spare_CV: torch.Tensor,
+    targets_CK: torch.Tensor,
+    gradient: LossGradients,
+    entropy_C: torch.Tensor | None,
 ) -> torch.Tensor:
-    """d loss / d logits; overwrites the distributions."""
-    negative_CV = distributions_CV.exp_().mul_(-gradient_CK.sum(1, keepdim=True))
-    return negative_CV.scatter_add_(1, targets_CK, gradient_CK)
+    """d loss / d logits; overwrites the distributions, and what is spare where there are entropies."""
+    total_C1 = gradient.logprobs_TK.sum(1, keepdim=True)
+    if gradient.entropy_T is None or entropy_C is None:
+        negative_CV = distributions_CV.exp_().mul_(-total_C1)
+    else:
+        probabilities_CV = torch.exp(distributions_CV, out=spare_CV)
+        by_entropy_CV = distributions_CV.add_(entropy_C[:, None]).mul_(gradient.entropy_T[:, None])
+        negative_CV = by_entropy_CV.add_(total_C1).mul_(probabilities_CV).neg_()
+    return negative_CV.scatter_add_(1, targets_CK, gradient.logprobs_TK)
+
+
+def _entropy(head: Head, distributions_CV: torch.Tensor) -> torch.Tensor:
+    """(C,), of log probabilities, which stay as they are."""
+    probabilities_CV = torch.exp(distributions_CV, out=head.workspace.selected[: len(distributions_CV)])
+    return probabilities_CV.mul_(distributions_CV).sum(1).neg_()
 
 
 def _distributions(head: Head, hidden_CH: torch.Tensor) -> torch.Tensor:
-    """Float32 log probabilities of every token, (C, V), the adapter's update included."""
+    """Float32 log probabilities of every token, (C, V), the adapter's update included, at the temperature."""
     lowered_CR = None if head.pair is None else product(hidden_CH.float(), head.pair.a)
     logits_CV = product(hidden_CH, head.weight_VH).float()
     if head.pair is not None:
         logits_CV.addmm_(lowered_CR, head.pair.b.T, alpha=head.pair.scale)
+    if head.temperature != 1:
+        logits_CV.div_(head.temperature)
     return torch.log_softmax(logits_CV, dim=1, out=head.workspace.computed[: len(hidden_CH)])
 
 

@@ -4,7 +4,7 @@ Shapes: T packed tokens of a micro-batch, K targets per token.
 """
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 import torch
@@ -22,16 +22,21 @@ class Item:
     backward: bool
     targets: int
     tokens: int
+    temperature: float
+    entropy: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Neighbouring items of one model with equally many targets: tokens [start, stop) of the micro-batch."""
+    """Neighbouring items of one model with equally many targets at one temperature, all with entropies or all without:
+    tokens [start, stop) of the micro-batch."""
 
     model_id: str
     items: tuple[Item, ...]
     start: int
     stop: int
+    temperature: float
+    entropy: bool
 
 
 def micro_batches(passes: Sequence[Pass], budget: int, leaving_out: Collection[int] = ()) -> Iterator[tuple[Item, ...]]:
@@ -48,12 +53,12 @@ def micro_batches(passes: Sequence[Pass], budget: int, leaving_out: Collection[i
 
 
 def runs(items: Sequence[Item]) -> list[Run]:
-    """The micro-batch cut where the adapter or the number of targets changes."""
+    """The micro-batch cut where the adapter, the number of targets or what is computed of the logits changes."""
     found, start = [], 0
-    for (model_id, _), group in groupby(items, key=lambda item: (item.model_id, item.targets)):
+    for key, group in groupby(items, key=lambda item: (item.model_id, item.temperature, item.entropy, item.targets)):
         members = tuple(group)
         stop = start + sum(item.tokens for item in members)
-        found.append(Run(model_id, members, start, stop))
+        found.append(Run(key[0], members, start, stop, key[1], key[2]))
         start = stop
     return found
 
@@ -63,7 +68,7 @@ def pieces(run: Run, tokens: int) -> Iterator[Run]:
     start = run.start
     for items in _filled(iter(run.items), tokens):
         stop = start + sum(item.tokens for item in items)
-        yield Run(run.model_id, items, start, stop)
+        yield replace(run, items=items, start=start, stop=stop)
         start = stop
 
 
@@ -77,7 +82,8 @@ def _item(number: int, index: int, one: Pass) -> Item:
     datum = one.data[index]
     targets = datum.loss_fn_inputs["target_tokens"]
     columns = targets.shape[1] if targets.ndim == 2 else 1
-    return Item(number, index, one.model_id, one.backward, columns, len(datum.tokens_T))
+    tokens = len(datum.tokens_T)
+    return Item(number, index, one.model_id, one.backward, columns, tokens, one.temperature, one.wants_entropy)
 
 
 def _filled(items: Iterator[Item], budget: int) -> Iterator[tuple[Item, ...]]:

@@ -83,13 +83,15 @@ class OwnLogprobs:
 
     def __init__(self, request: SampleRequest) -> None:
         length, topk, last_n = len(request.prompt_n), request.topk_prompt_logprobs, request.prompt_logprobs_last_n
-        self._prompt_n = request.prompt_n
+        self._prompt_n, self._temperature = request.prompt_n, request.prompt_temperature
         self.wanted_n = np.arange(length) >= (1 if last_n is None else length - last_n)
         self.logprobs_n = np.full(length, np.nan, np.float32)
         self.top = TopLogprobs(np.zeros((length, topk), np.int32), np.full((length, topk), np.nan, np.float32))
 
     def add(self, positions_C: IntArray, logprobs_CV: torch.Tensor) -> None:
         target_C1 = torch.from_numpy(self._prompt_n[positions_C])[:, None].to(logprobs_CV.device)
+        if self._temperature != 1:
+            logprobs_CV = (logprobs_CV / self._temperature).log_softmax(1)  # a constant on the logits changes nothing
         self.logprobs_n[positions_C] = logprobs_CV.gather(1, target_C1)[:, 0].cpu().numpy()
         if topk := self.top.logprobs_nk.shape[1]:
             top = logprobs_CV.topk(topk, dim=1)

@@ -9,6 +9,7 @@ import numpy as np
 
 from weaver.domain import (
     AdapterRef,
+    DrawnToken,
     IntArray,
     SampledSequence,
     SampleRequest,
@@ -143,6 +144,9 @@ class Row:
         self.logprobs.append(logprob)
         if likeliest is not None:
             self.likeliest.append(likeliest)
+        if self.job.request.listener is not None and not self.job.is_over:
+            told = () if likeliest is None else tuple(zip(likeliest.tokens, likeliest.logprobs, strict=True))
+            self.job.request.listener(DrawnToken(self.index, token, logprob, told))
 
     def stop_reason(self) -> StopReason | None:
         """Why the sequence is over; None while it is not."""

@@ -18,10 +18,10 @@ import torch
 from weaver.backend import Backend, ModelSource, Pass
 from weaver.domain import ForwardBackwardResult, LoraSpec, ModelState, OptimParams
 from weaver.errors import LossFailed, WeaverError
-from weaver.evaluation import PassOutcome, evaluate, evaluate_batch, shaped_logprobs, targets_of
+from weaver.evaluation import PassOutcome, ScoreGradients, evaluate, evaluate_batch, shaped_logprobs, targets_of
 from weaver_peft.base_model import BaseModel, load_base_model
 from weaver_peft.call import Call, Segment
-from weaver_peft.logprobs import Head, Workspace, head_gradients, target_logprobs
+from weaver_peft.logprobs import Head, LossGradients, Scored, Workspace, head_gradients, target_logprobs
 from weaver_peft.micro_batches import Item, Run, micro_batches, packed_tokens, pieces, runs
 from weaver_peft.packing import PackedAttention
 from weaver_peft.training_model import Gradients, TrainingModel
@@ -41,8 +41,8 @@ class _Attempt:
     outcomes: list[PassOutcome]
     gradients: dict[str, Gradients] = field(default_factory=dict)
     failed: dict[int, WeaverError] = field(default_factory=dict)
-    batches: dict[int, Sequence[torch.Tensor | None]] = field(default_factory=dict)
-    """Of passes whose loss sees the whole batch: what it found, d loss / d logprobs of each datum."""
+    batches: dict[int, Sequence[ScoreGradients]] = field(default_factory=dict)
+    """Of passes whose loss sees the whole batch: what it found, for each datum."""
 
     def add_gradient(self, model_id: str, name: str, gradient: torch.Tensor) -> None:
         staged = self.gradients.setdefault(model_id, {})
@@ -115,15 +115,14 @@ class PeftBackend:
         for items in micro_batches(forward, self._budget, leaving_out=set(range(len(passes))) - set(whole)):
             self._run(forward, items, attempt)
         for number in whole:
-            one, outcome = passes[number], attempt.outcomes[number]
-            logprobs = [torch.from_numpy(outcome.logprobs[n]).to(self._base.device) for n in range(len(one.data))]
+            outcome = attempt.outcomes[number]
             try:
-                evaluated = evaluate_batch(one, logprobs)
+                evaluated = evaluate_batch(passes[number], *outcome.scores(self._base.device))
             except WeaverError as error:
                 attempt.failed[number] = error
                 continue
             outcome.add_batch(evaluated)
-            attempt.batches[number] = evaluated.gradients
+            attempt.batches[number] = evaluated.by_datum
 
     def _run(self, passes: Sequence[Pass], items: tuple[Item, ...], attempt: _Attempt) -> None:
         """One micro-batch: forward, losses and, where asked, backward."""
@@ -153,12 +152,12 @@ class PeftBackend:
         targets_TK = torch.cat([targets_of(passes[item.number], item.index) for item in piece.items])
         targets_TK, piece_TH = targets_TK.to(self._base.device), hidden_TH[piece.start : piece.stop]
         pair = self._models[piece.model_id].pairs.get(self._base.head_name)
-        head = Head(self._base.head_VH, pair, self._workspace)
-        scored = target_logprobs(head, piece_TH, targets_TK)
-        loss_gradient_TK = _evaluate_piece(passes, piece, scored.logprobs_TK, attempt)
+        head = Head(self._base.head_VH, pair, self._workspace, piece.temperature)
+        scored = target_logprobs(head, piece_TH, targets_TK, entropy=piece.entropy)
+        loss_gradients = _evaluate_piece(passes, piece, scored, attempt)
         if attempt.failed or not piece.items[0].backward:
             return
-        found = head_gradients(head, piece_TH, targets_TK, loss_gradient_TK, scored)
+        found = head_gradients(head, piece_TH, targets_TK, loss_gradients, scored)
         gradient_TH[piece.start : piece.stop] = found.hidden_TH
         if found.a is not None and found.b is not None:
             name = f"base_model.model.{self._base.head_name}"
@@ -191,32 +190,35 @@ class PeftBackend:
             attempt.add_gradient(model_id, name, gradient)
 
 
-def _evaluate_piece(passes: Sequence[Pass], piece: Run, logprobs_TK: torch.Tensor, attempt: _Attempt) -> torch.Tensor:
-    """Every datum's loss; returns d loss / d logprobs, (T, K), zero where a pass has no backward."""
-    gradient_TK = torch.zeros_like(logprobs_TK)
+def _evaluate_piece(passes: Sequence[Pass], piece: Run, scored: Scored, attempt: _Attempt) -> LossGradients:
+    """Every datum's loss; returns the gradients by logprobs and entropies, zero where a pass has no backward."""
+    gradients = LossGradients.zero(scored.logprobs_TK, scored.entropy_T)
     start = 0
     for item in piece.items:
         one, rows = passes[item.number], slice(start, start + item.tokens)
         start = rows.stop
-        logprobs = shaped_logprobs(one, item.index, logprobs_TK[rows])
-        attempt.outcomes[item.number].add_logprobs(item.index, logprobs)
+        logprobs = shaped_logprobs(one, item.index, scored.logprobs_TK[rows])
+        entropy_T = None if scored.entropy_T is None else scored.entropy_T[rows]
         try:
-            gradient = _gradient_of(one, item, logprobs, attempt)
+            found = _gradients_of(one, item, logprobs, entropy_T, attempt)
         except WeaverError as error:
             attempt.failed.setdefault(item.number, error)
             continue
-        if gradient is not None:
-            gradient_TK[rows] = gradient.reshape(item.tokens, -1)
-    return gradient_TK
+        gradients.put(rows, *found)
+    return gradients
 
 
-def _gradient_of(one: Pass, item: Item, logprobs: torch.Tensor, attempt: _Attempt) -> torch.Tensor | None:
-    """d loss / d logprobs of a datum; None where there is no backward, or the batch is not evaluated yet."""
+def _gradients_of(
+    one: Pass, item: Item, logprobs: torch.Tensor, entropy_T: torch.Tensor | None, attempt: _Attempt
+) -> ScoreGradients:
+    """Of a datum; None where there is no backward, or the batch is not evaluated yet."""
+    outcome = attempt.outcomes[item.number]
+    outcome.add_logprobs(item.index, logprobs, entropy_T)
     if one.loss.batch:
-        return attempt.batches[item.number][item.index] if item.number in attempt.batches else None
-    evaluated = evaluate(one, item.index, logprobs)
-    attempt.outcomes[item.number].add(item.index, evaluated)
-    return evaluated.gradient
+        return attempt.batches[item.number][item.index] if item.number in attempt.batches else (None, None)
+    evaluated = evaluate(one, item.index, logprobs, entropy_T)
+    outcome.add(item.index, evaluated)
+    return evaluated.gradient, evaluated.entropy_gradient
 
 
 def _tokens_that_fit(base: BaseModel) -> int:

@@ -6,6 +6,7 @@ from httpx import TimeoutException
 
 from tests.fuzz.state import differences, numbers_of, numbers_taken
 from tests.fuzz.world import PROTOBUF
+from weaver.compat.openai import is_ours
 
 LONG_POLLS = ("/retrieve_future", "/retrieve_futures")
 
@@ -37,21 +38,24 @@ def check(world, asked):
 def _check_answer(asked, answer):
     if answer.status >= 500:
         raise Broken("a request made the server fail")
-    if answer.status in (408, 409, 429) and not (answer.status == 408 and asked.path.endswith(LONG_POLLS)):
+    is_poll = answer.status == 408 and asked.path.endswith(LONG_POLLS)
+    if answer.status in (408, 409, 429) and not is_poll and b'"retryable":false' not in answer.body:
         raise Broken("a refusal that the SDK would repeat for minutes")
     if answer.refused and asked.method != "HEAD":
-        _check_refusal(answer)
+        _check_refusal(asked, answer)
     elif answer.body and answer.headers.get("content-type") == "application/json":
         json.loads(answer.body, parse_constant=_no_constant)
 
 
-def _check_refusal(answer):
+def _check_refusal(asked, answer):
     if "content-length" not in answer.headers:
         raise Broken("a refusal without Content-Length, which the SDK repeats")
     try:
-        detail = json.loads(answer.body)["detail"]
+        told = json.loads(answer.body)
+        by_weavers_wire = told["message"] if "retryable" in told else None
+        detail = told["error"]["message"] if is_ours(asked.path) else by_weavers_wire or told["detail"]
     except (ValueError, TypeError, KeyError):
-        raise Broken("a refusal that is no JSON object with `detail`") from None
+        raise Broken("a refusal that is no JSON object with `detail`, or `error` with `message`") from None
     if not isinstance(detail, str) or not detail.strip():
         raise Broken("a refusal that says nothing")
 

@@ -5,6 +5,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.fuzz.world import World
+from tests.openai.conftest import TEMPLATE, write_model
 from weaver.backend import ModelSource
 from weaver.config import Config
 
@@ -52,6 +53,17 @@ def tiny_model(tmp_path_factory):
     shape |= {"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 64}
     LlamaForCausalLM(LlamaConfig(**shape, bos_token_id=None, eos_token_id=1, pad_token_id=1)).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="package")
+def speaking(tmp_path_factory):
+    """A server whose model has a tokenizer and a chat template."""
+    folder = write_model(tmp_path_factory.mktemp("speaking"), TEMPLATE, context=80)
+    source = ModelSource("tiny/bytes", str(folder), "cpu")
+    config = Config(models=(source,), data_dir=tmp_path_factory.mktemp("fuzz"), gap_seconds=1e6)
+    running = World(config, source.name)
+    yield running
+    running.close()
 
 
 @pytest.fixture(scope="package")

@@ -15,7 +15,7 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 def product_files() -> list[Path]:
     """Every Python file that is shipped; tests may be longer, and what protoc wrote nobody reads."""
-    files = [*(ROOT / "weaver").rglob("*.py"), *(ROOT / "backends").rglob("*.py")]
+    files = [file for part in ("weaver", "backends", "integrations") for file in (ROOT / part).rglob("*.py")]
     return sorted(file for file in files if "tests" not in file.parts and not file.name.endswith("_pb2.py"))
 
 

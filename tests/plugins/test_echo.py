@@ -1,5 +1,7 @@
 """The echo plugins keep both contracts: their numbers against formulas and against torch's AdamW."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -18,6 +20,7 @@ from weaver.domain import (
 from weaver.errors import CheckpointDamaged, InvalidInput
 from weaver.loss import Loss
 from weaver.plugins.echo import EchoBackend, EchoSampler, describe
+from weaver.plugins.losses import weaver_losses
 
 SOURCE = ModelSource("some/name", "echo:vocab=5,context=64")
 CROSS_ENTROPY = Loss("cross_entropy", function=lambda *_: pytest.fail("the echo backend calls no loss function"))
@@ -69,6 +72,23 @@ def test_training_follows_torchs_gradients_and_adamw(backend):
         assert backend.optim_step("m", params)["grad_norm"] == pytest.approx(norm.item(), rel=1e-6)
     state = backend.export_state("m", optimizer=False)
     np.testing.assert_allclose(state.adapter.tensors["base_model.model.echo.bias"], bias.detach(), atol=1e-6)
+
+
+def test_logits_are_divided_by_the_temperature(backend):
+    loss = next(loss for loss in weaver_losses() if loss.name == "cross_entropy")
+    bias = torch.tensor([0.3, -1.0, 2.0, 0.5, 0.1])
+    state = backend.export_state("m", optimizer=False)
+    tensors = {"base_model.model.echo.bias": bias.numpy().copy()}
+    backend.import_state("m", replace(state, adapter=replace(state.adapter, tensors=tensors)))
+    leaf = bias.clone().requires_grad_()
+    expected = (leaf / 0.4).log_softmax(0)[[1, 4, 4]]
+    value = -(expected * torch.tensor([1.0, -0.5, 2.0])).sum()
+    value.backward()
+    one = replace(one_pass([1, 4, 4], [1, -0.5, 2], loss=loss), config={"temperature": 0.4})
+    [found] = backend.forward_backward([one])
+    np.testing.assert_allclose(found.logprobs[0], expected.detach(), rtol=1e-5)
+    assert found.metrics["loss:sum"] == pytest.approx(float(value.detach()), rel=1e-5)
+    assert backend.optim_step("m", AdamParams())["grad_norm"] == pytest.approx(float(leaf.grad.norm()), rel=1e-5)
 
 
 def test_gradients_accumulate_and_a_forward_adds_none(backend):

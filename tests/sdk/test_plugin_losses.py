@@ -250,5 +250,6 @@ def test_the_records_are_told_over_http(server):
     assert told["ppo"]["plugin"] == "weaver.plugins.losses"
     assert told["telling"]["config"][0]["choices"] == ["plain", "squared"]
     assert told["telling"]["outputs"][1] == {"name": "length", "dtype": "float32", "shape": "scalar", "description": ""}
-    [beta] = told["dro"]["config"]
+    beta, temperature = told["dro"]["config"]
     assert (beta["required"], beta["default"], beta["minimum"], beta["maximum"]) == (True, None, 0.0, None)
+    assert (temperature["name"], temperature["required"], temperature["default"]) == ("temperature", False, 1.0)

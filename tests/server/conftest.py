@@ -37,7 +37,7 @@ def serving(service, api_keys=(), **settings):
     """Yields the URL of a server in a thread of this process."""
     app = create_app(service, api_keys, **settings)
     with listening_socket("127.0.0.1", 0) as bound:
-        server = _Server(uvicorn.Config(app, log_level="warning", lifespan="off", ws="none"))
+        server = _Server(uvicorn.Config(app, log_level="warning", lifespan="off", ws="none", timeout_keep_alive=120))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
         thread.start()
         assert server.listening.wait(30)

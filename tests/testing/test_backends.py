@@ -4,14 +4,18 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
+from weaver_peft.logprobs import LossGradients
 from weaver_peft.trainer import PeftBackend, load_base_model
 
-from weaver.backend import BackendFactory
-from weaver.domain import AdamParams
+from weaver.backend import BackendFactory, Pass
+from weaver.domain import AdamParams, Datum
 from weaver.errors import InvalidInput, WeaverError
+from weaver.evaluation import evaluate
 from weaver.registry import load_registry
 from weaver.testing import check_backend
 from weaver.testing.backends import CHECKS
+from weaver.testing.bench import ENTROPIC
 from weaver.testing.reference import FAMILIES
 
 PEFT = load_registry().backend("peft")
@@ -80,6 +84,32 @@ def piecewise(self, passes):
     return merged
 
 
+def at(**config):
+    """Another config, where the loss has these fields."""
+
+    def change(one):
+        fields = {field.name for field in one.loss.config}
+        return replace(one, config={**one.config, **{name: value for name, value in config.items() if name in fields}})
+
+    return change
+
+
+def entropies_from_afar(self, passes):
+    """Says what the entropies are, and forgets their gradient."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LossGradients, "put", lambda self, rows, logprobs, _: PUT(self, rows, logprobs, None))
+        return PeftBackend.forward_backward(self, passes)
+
+
+def model_logprobs(self, passes):
+    """Trains at the temperature and tells the logprobs at 1."""
+    results = PeftBackend.forward_backward(self, passes)
+    plain = PeftBackend.forward_backward(self, [replace(at(temperature=1.0)(one), backward=False) for one in passes])
+    return [
+        one if isinstance(one, WeaverError) else replace(one, logprobs=p.logprobs) for one, p in zip(results, plain)
+    ]
+
+
 def shared_gradients(self, passes):
     """Everything goes to the first model."""
     first = passes[0].model_id
@@ -108,6 +138,7 @@ def unseeded(self, model_id, lora):
     PeftBackend.create_model(self, model_id, replace(lora, seed=int(seed)))
 
 
+PUT = LossGradients.put
 BROKEN = {
     "every_loss_agrees_with_peft": on_passes(
         lambda one: replace(one, config={key: 2 * value for key, value in one.config.items()})
@@ -115,6 +146,9 @@ BROKEN = {
     "data_as_long_as_the_context_are_not_cut": on_passes(cut),
     "a_forward_pass_accumulates_nothing": on_passes(lambda one: replace(one, backward=True)),
     "a_loss_that_sees_the_batch_agrees": broken_by(forward_backward=piecewise),
+    "a_temperature_divides_the_logits": on_passes(at(temperature=1.0)),
+    "entropies_are_of_the_whole_distributions": broken_by(forward_backward=entropies_from_afar),
+    "a_loss_that_sees_the_batch_gets_its_entropies": broken_by(forward_backward=entropies_from_afar),
     "models_in_one_call_do_not_meet": broken_by(forward_backward=shared_gradients),
     "what_fails_fails_alone": broken_by(forward_backward=all_fail),
     "a_state_goes_on_where_it_was_saved": broken_by(export_state=forgetful),
@@ -136,6 +170,29 @@ FIELDS = [
 def test_a_broken_backend_is_told_how(check):
     with pytest.raises(AssertionError, match=f"the backend 'broken' breaks its contract:\nllama: {check}: "):
         check_backend(BROKEN[check], families=["llama"], only=[check])
+
+
+@pytest.mark.parametrize(
+    ("broken", "check"),
+    [
+        (broken_by(forward_backward=model_logprobs), "a_temperature_divides_the_logits"),
+        (on_passes(at(temperature=1.3)), "a_temperature_divides_the_logits"),
+        (on_passes(at(temperature=1.0)), "entropies_are_of_the_whole_distributions"),
+        (on_passes(at(entropy_coeff=0.0)), "entropies_are_of_the_whole_distributions"),
+        (on_passes(at(entropy_coeff=0.5)), "entropies_are_of_the_whole_distributions"),
+        (broken_by(forward_backward=piecewise), "a_loss_that_sees_the_batch_gets_its_entropies"),
+    ],
+)
+def test_other_ways_to_compute_temperature_and_entropy_wrongly_are_noticed(broken, check):
+    with pytest.raises(AssertionError, match=f"llama: {check}: "):
+        check_backend(broken, families=["llama"], only=[check])
+
+
+def test_a_backend_that_knows_nothing_of_entropies_refuses_them_by_name():
+    one = Pass("m", [Datum(np.array([3]), {"target_tokens": np.array([4]), "per_token": np.ones(1, np.float32)})],
+               ENTROPIC, ENTROPIC.effective_config({"entropy_coeff": 0.1}), backward=True)  # fmt: skip
+    with pytest.raises(InvalidInput, match="the loss 'check_entropy' wants entropies by its config, and this backend"):
+        evaluate(one, 0, torch.zeros(1))
 
 
 @pytest.mark.parametrize("field", FIELDS, ids=lambda field: next(iter(field)))

@@ -6,12 +6,12 @@ import torch
 
 from weaver.domain import Datum
 from weaver.errors import PluginBroken
-from weaver.loss import ConfigField, Loss, LossInput, LossOutput, OutputField
+from weaver.loss import ENTROPY_COEFF, TEMPERATURE, ConfigField, Loss, LossInput, LossOutput, OutputField
 from weaver.plugins.losses import weaver_losses
 from weaver.testing import check_loss
 
 SHIPPED = [loss for loss in weaver_losses() if loss.from_graph is None]
-STOPS = {"cispo", "gspo", "stable_reinforce"}
+STOPS = {"cispo", "gspo", "stable_reinforce", "truncated_importance_sampling"}
 WEIGHTS = LossInput("weights")
 
 
@@ -123,6 +123,62 @@ def test_an_optional_input_is_left_out_too():
         check_loss(Loss("careless", right, (LossInput("weights", optional=True),)))
 
 
+def entropic(logprobs, inputs, config):
+    loss = right(logprobs, inputs, config)
+    return loss - config["entropy_coeff"] * inputs["entropy"].sum() if "entropy" in inputs else loss
+
+
+def needing_entropies(logprobs, inputs, config):
+    return right(logprobs, inputs, config) - config["entropy_coeff"] * inputs["entropy"].sum()
+
+
+def damaging_the_entropies(logprobs, inputs, config):
+    if "entropy" in inputs and not inputs["entropy"].requires_grad:
+        inputs["entropy"].mul_(2)
+    return entropic(logprobs, inputs, config)
+
+
+def with_entropies_in_half_precision(logprobs, inputs, config):
+    if "entropy" not in inputs:
+        return right(logprobs, inputs, config)
+    entropy = inputs["entropy"].half() if logprobs.dtype == torch.float32 else inputs["entropy"]
+    return right(logprobs, inputs, config) - entropy.square().sum().to(logprobs.dtype)
+
+
+def detaching_the_entropies(logprobs, inputs, config):
+    return entropic(logprobs, {name: array.detach() for name, array in inputs.items()}, config)
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (needing_entropies, "KeyError: 'entropy'"),
+        (damaging_the_entropies, "gives another value where no gradient is asked for"),
+        (with_entropies_in_half_precision, r"another gradient in float32 than in float64 for data\[0\] by entropy"),
+        (detaching_the_entropies, "its gradient is not the derivative of its value"),
+    ],
+)
+def test_a_loss_is_checked_with_entropies_and_without(function, message):
+    check_loss(Loss("right", entropic, (WEIGHTS,), (ENTROPY_COEFF,)))
+    with pytest.raises(AssertionError, match=message):
+        check_loss(Loss("broken", function, (WEIGHTS,), (ENTROPY_COEFF,)))
+
+
+def two_spellings(logprobs, inputs, config):
+    return -(logprobs * (inputs["a"] if "a" in inputs else inputs["b"])).sum()
+
+
+def test_each_spelling_is_tried():
+    inputs = (LossInput("a"), LossInput("b"))
+    check_loss(Loss("either", two_spellings, inputs, spellings=(("a",), ("b",))))
+    with pytest.raises(AssertionError, match="KeyError: 'a'"):
+        check_loss(Loss("one", lambda lp, given, _: (lp * given["a"]).sum(), inputs, spellings=(("a",), ("b",))))
+
+
+def test_a_loss_without_a_gradient_may_stop_it():
+    check_loss(Loss("told", no_gradient, (WEIGHTS,), forward_only=True))
+
+
 def preferences(logprobs, inputs, config):
     sums = torch.stack([lp.sum() for lp in logprobs])
     return -torch.nn.functional.logsigmoid(config["beta"] * (sums[::2] - sums[1::2])).sum()
@@ -156,6 +212,29 @@ def test_data_of_ones_own_are_used():
         ),
         (lambda: Loss("x", right, config=(ConfigField("b", 2.0, maximum=1.0),)), "the default 2.0, but takes finite"),
         (lambda: Loss("x", right, config=(ConfigField("b", "c", type="text"),)), "the default 'c', but takes one of"),
+        (lambda: Loss("x", right, config=(ConfigField("b", 0.0, above=0.0),)), "takes finite values above 0"),
+        (
+            lambda: Loss("x", right, config=(ConfigField("b", 1.0, optional=True),)),
+            r"config\['b'\] optional with a def",
+        ),
+        (
+            lambda: Loss("x", right, config=(TEMPERATURE, ConfigField("heat", 1.0, above=0.0, role="temperature"))),
+            "two config fields of the role 'temperature': 'temperature' and 'heat'",
+        ),
+        (
+            lambda: Loss("x", right, config=(ConfigField("heat", 1.0, role="temperature"),)),
+            r"config\['heat'\] of the role 'temperature', but takes values that are not above 0",
+        ),
+        (
+            lambda: Loss("x", right, config=(ConfigField("c", "a", type="text", choices=("a",), role="entropy"),)),
+            r"config\['c'\] of the role 'entropy', but as text",
+        ),
+        (lambda: Loss("x", right, (LossInput("entropy"),), (ENTROPY_COEFF,)), "declares 'entropy' twice among its inp"),
+        (lambda: Loss("x", right, (WEIGHTS,), spellings=(("a",),)), "has 'a' in a spelling, but not among its inputs"),
+        (
+            lambda: Loss("x", right, (WEIGHTS,), spellings=(("weights",), ("weights",))),
+            "declares 'weights' twice among its spellings",
+        ),
     ],
 )
 def test_a_record_that_contradicts_itself_cannot_be_made(record, message):

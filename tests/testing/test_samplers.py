@@ -63,12 +63,19 @@ def without_adapter(request):
     return replace(request, adapter=None, inflight=None)
 
 
+def half_deaf(request):
+    """Whoever listens misses the first sample's tokens."""
+    hear = request.listener
+    return request if hear is None else replace(request, listener=lambda one: one.index and hear(one))
+
+
 BROKEN = {
     "greedy_is_the_likeliest_token": params(temperature=1.0),
     "drawn_tokens_have_the_logprobs_they_were_drawn_with": params(top_p=1.0),
     "draws_follow_the_distribution": params(top_k=-1),
     "a_seed_draws_the_same_again": params(seed=None),
     "it_stops_where_it_should": sequences(lambda one: replace(one, stop_reason=StopReason.LENGTH)),
+    "a_listener_hears_what_the_result_says": {"request": half_deaf},
     "prompts_are_scored": {"request": lambda one: replace(one, prompt_logprobs_last_n=None)},
     "targets_of_a_prompt_are_scored_or_refused": {"request": lambda one: replace(one, prompt_targets=None)},
     "alternatives_are_drawn_or_refused": {"request": lambda one: replace(one, prompt_alternatives=0)},

@@ -1,4 +1,4 @@
-"""A backend declares its options; the command line has a flag for each, and refuses by name what a backend has not."""
+"""Backends and samplers declare options; the command line has a flag for each, and refuses by name what one has not."""
 
 import pytest
 from click.testing import CliRunner
@@ -6,6 +6,8 @@ from click.testing import CliRunner
 from weaver.backend import BackendFactory, BackendOption
 from weaver.config import rank_environment
 from weaver.errors import InvalidInput
+from weaver.options import Option
+from weaver.sampler import SamplerFactory
 from weaver.server import cli
 from weaver.server.cli import weaver
 
@@ -67,6 +69,58 @@ def test_an_option_is_given_once_and_whole_and_to_a_backend_that_has_it(tmp_path
     assert "the backend option ranks is given twice" in serve("--ranks", "2", "--backend-option", "ranks=2").output
     assert "--backend-option 'ranks' must be NAME=VALUE" in serve("--backend-option", "ranks").output
     assert "the backend 'peft' has no option 'ranks'; it has: none" in serve(*where, "--ranks", "2").output
+
+
+@pytest.fixture
+def sampling():
+    return SamplerFactory("made", None, options=(Option("place", "", type="text"), Option("given", (), type="pairs")))
+
+
+def test_a_samplers_options_are_texts_and_pairs(sampling):
+    assert sampling.effective_options({}) == {"place": "", "given": ()}
+    found = sampling.effective_options({"place": "/a=b", "given": ("a=1", "b=x=y", "c=")})
+    assert found == {"place": "/a=b", "given": ("a=1", "b=x=y", "c=")}
+    assert sampling.effective_options({"given": "a=1"})["given"] == ("a=1",)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"given": ("a",)}, "the sampler option given is 'a'; it takes KEY=VALUE"),
+        ({"given": ("=1",)}, "the sampler option given is '=1'; it takes KEY=VALUE"),
+        ({"given": ("a=1", "a=2")}, "the sampler option given gives a twice"),
+        ({"given": 3}, "the sampler option given is 3; it takes KEY=VALUE, as often as needed"),
+        ({"plaec": "x"}, "the sampler 'made' has no option 'plaec'; it has: place, given"),
+    ],
+)
+def test_what_a_samplers_option_does_not_take_is_refused_by_name(sampling, given, said):
+    with pytest.raises(InvalidInput) as refused:
+        sampling.effective_options(given)
+    assert str(refused.value) == said
+
+
+def test_a_samplers_options_are_flags_too(monkeypatch, tmp_path):
+    configs = []
+    monkeypatch.setattr(cli, "run_server", lambda config, *_: configs.append(config))
+    given = ["--data-dir", str(tmp_path), "--sampler", "vllm"]
+    flags = ["--vllm-python", "/p", "--vllm-arg", "a=1", "--vllm-arg", "b=2"]
+    named = ["--sampler-option", "vllm-python=/p", "--sampler-option", "vllm_arg=a=1", "--vllm-arg", "b=2"]
+    for arguments in ([], flags, named):
+        assert serve(*given, *arguments).exit_code == 0
+    assert [dict(config.sampler_options) for config in configs] == [
+        {}, {"vllm_python": "/p", "vllm_arg": ("a=1", "b=2")}, {"vllm_python": "/p", "vllm_arg": ("b=2", "a=1")},
+    ]  # fmt: skip
+    assert all(config.backend_options == {} for config in configs)
+    assert "--vllm-arg KEY=VALUE" in " ".join(serve("--help").output.split())
+
+
+def test_an_option_of_another_sampler_is_refused(tmp_path):
+    said = serve("--data-dir", str(tmp_path), "--vllm-python", "/p").output
+    assert "the sampler 'embedded' has no option 'vllm_python'; it has: none" in said
+    assert (
+        "the sampler option vllm_python is given twice"
+        in serve("--vllm-python", "/p", "--sampler-option", "vllm_python=/q").output
+    )
 
 
 def test_a_process_finds_its_place_and_its_share_of_the_cores():

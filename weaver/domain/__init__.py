@@ -34,7 +34,9 @@ from weaver.domain.results import (
 )
 from weaver.domain.sampling import (
     AdapterRef,
+    DrawnToken,
     Inflight,
+    Listener,
     PromptAlternatives,
     PromptTargets,
     SampledSequence,
@@ -59,6 +61,7 @@ __all__ = [
     "CustomLossCreated",
     "Datum",
     "DimuonParams",
+    "DrawnToken",
     "FloatArray",
     "ForwardBackward",
     "ForwardBackwardResult",
@@ -66,6 +69,7 @@ __all__ = [
     "GraphNode",
     "Inflight",
     "IntArray",
+    "Listener",
     "LoadState",
     "LoraSpec",
     "LossGraph",

@@ -3,16 +3,16 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-OptionValue = int | bool | str
-"""What a setting of a backend can be."""
+OptionValue = int | bool | str | tuple[str, ...]
+"""What a setting of a backend or a sampler can be."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
     """A base model to load: `name` is what clients ask for and are told, `location` a folder or hub id.
 
-    `device` is "auto", "cpu" or "cuda"; `dtype` is "auto" (the checkpoint's own), "float32" or "bfloat16". A backend
-    finds in `options` every option that its factory declares, defaults filled in.
+    `device` is "auto", "cpu" or "cuda"; `dtype` is "auto" (the checkpoint's own), "float32" or "bfloat16". A backend or
+    sampler finds in `options` every option that its factory declares, defaults filled in.
     """
 
     name: str

@@ -97,12 +97,13 @@ class OptimStep:
 
 @dataclass(frozen=True, slots=True)
 class SaveState:
-    """Write adapter and optimizer state under `tinker://<model>/weights/<name>`."""
+    """Write adapter and, when `optimizer`, its state under `tinker://<model>/weights/<name>`."""
 
     name: str
     overwrite: bool = False
     ttl_seconds: int | None = None
     user_metadata: Mapping[str, str] = field(default_factory=dict)
+    optimizer: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ Shapes: n the prompt's length, m = n - 1 its positions that something comes befo
 or alternatives, c cells of a table.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -68,12 +69,30 @@ class PromptTargets:
     is_sparse: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class DrawnToken:
+    """A token of sample `index`, told while that is drawn. `likeliest`: its row of `top_logprobs`, without gaps."""
+
+    index: int
+    token: int
+    logprob: float
+    likeliest: Sequence[tuple[int, float]] = ()
+
+
+Listener = Callable[[DrawnToken], None]
+"""Hears of tokens on the sampler's own thread: it must be quick and never raise."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class SampleRequest:
     """Draw `num_samples` continuations of one prompt with the base model (`adapter` None) or an adapter.
 
     `prompt_logprobs_last_n` keeps `prompt_logprobs` and `topk_prompt_logprobs` to the last tokens of the prompt.
+    Both are of softmax(logits / `prompt_temperature`).
     `prompt_alternatives` draws that many tokens at every position of the prompt but the first.
+
+    A `listener` hears of every drawn token in its order, before the result is there, from a sampler that can tell; one
+    that cannot tells nothing. The result is whole either way.
     """
 
     prompt_n: IntArray
@@ -83,10 +102,12 @@ class SampleRequest:
     prompt_logprobs: bool = False
     topk_prompt_logprobs: int = 0
     prompt_logprobs_last_n: int | None = None
+    prompt_temperature: float = 1.0
     prompt_targets: PromptTargets | None = None
     prompt_alternatives: int = 0
     topk_sample_logprobs: int = 0
     inflight: Inflight | None = None
+    listener: Listener | None = None
 
 
 class StopReason(StrEnum):
@@ -134,7 +155,7 @@ class PromptAlternatives:
 @dataclass(frozen=True, slots=True, eq=False)
 class SampleResult:
     """`prompt_logprobs_n` has length n; NaN where nothing was asked, and for the first token, which nothing predicts.
-    Unscaled. `cached_prompt_tokens`: how many of the prompt's tokens this request did not have to compute because
+    `cached_prompt_tokens`: how many of the prompt's tokens this request did not have to compute because
     their keys and values were there already, whatever the number of samples."""
 
     sequences: tuple[SampledSequence, ...]

@@ -72,6 +72,11 @@ class Engine:
             missing = self._lanes[model_id].missing if model_id in self._lanes else None
         return None if missing is None else f"the request with seq_id {missing} has not arrived; later ones wait for it"
 
+    def free_number(self, model_id: str) -> int:
+        """A sequence number for an operation that shall run after all that have come. Raises UnknownName, Forgotten."""
+        with self._changed:
+            return self._lane(model_id).free
+
     def end_lane(self, model_id: str) -> None:
         """Take nothing more for a model; free it when what it has accepted is done."""
         with self._changed:

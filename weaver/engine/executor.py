@@ -186,7 +186,7 @@ class Executor:
         return read_checkpoint(self._folders.local(self._data_dir / row["folder"]), optimizer=optimizer)
 
     def _save_state(self, model_id: str, operation: SaveState) -> StateSaved:
-        state = self._backend.export_state(model_id, optimizer=True)
+        state = self._backend.export_state(model_id, optimizer=operation.optimizer)
         return self._save(model_id, TRAINING, operation, state, overwrite=operation.overwrite)
 
     def _save_for_sampler(self, model_id: str, operation: SaveForSampler) -> StateSaved:

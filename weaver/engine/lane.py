@@ -161,6 +161,11 @@ class Lane:
         return not self._waiting
 
     @property
+    def free(self) -> int:
+        """A number after all that have come."""
+        return max([self._next, *(number + 1 for number in (*self._waiting, *self._tombstones))])
+
+    @property
     def missing(self) -> int | None:
         """The number that what waits here waits for, where it has not arrived."""
         arrived = self._next in self._waiting or self._next in self._tombstones

@@ -105,12 +105,13 @@ class EchoBackend:
                 f"loss_fn: the backend 'echo' computes the loss 'cross_entropy' only, not {one.loss.name!r}"
             )
         model = self._models[one.model_id]
-        logprobs_V = _log_softmax(model.bias_V)
+        logprobs_V = _log_softmax(model.bias_V / np.float32(one.temperature))
         logprobs = tuple(logprobs_V[datum.loss_fn_inputs[TARGET_TOKENS]] for datum in one.data)
         weights = [datum.loss_fn_inputs["weights"] for datum in one.data]
         if one.backward:
             for datum, weight in zip(one.data, weights, strict=True):
-                model.gradient_V += _gradient(logprobs_V, datum.loss_fn_inputs[TARGET_TOKENS], weight)
+                gradient_V = _gradient(logprobs_V, datum.loss_fn_inputs[TARGET_TOKENS], weight)
+                model.gradient_V += gradient_V / np.float32(one.temperature)
         loss = -sum(float((lp * weight).sum()) for lp, weight in zip(logprobs, weights, strict=True))
         return ForwardBackwardResult(logprobs, {"loss:sum": loss})
 

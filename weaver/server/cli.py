@@ -13,8 +13,8 @@ from weaver.config import Config, default_data_dir, disabled_plugins, prepare_th
 from weaver.domain import OptionValue
 from weaver.errors import InvalidInput, WeaverError
 from weaver.server.adapter_cli import adapter
-from weaver.server.backend_flags import ServeCommand, given_options
 from weaver.server.model_sources import model_sources
+from weaver.server.option_flags import ServeCommand, given_options
 from weaver.server.plugins_cli import plugins
 from weaver.server.run_cli import run
 from weaver.server.serve import serve as run_server
@@ -54,6 +54,13 @@ weaver.add_command(plugins)
     help="A setting of the backend's own; repeatable. Those at the end of this list are such ones.",
 )
 @click.option("--sampler", default="embedded", show_default=True, help="The sampler.")
+@click.option(
+    "--sampler-option",
+    "sampler_options",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="A setting of the sampler's own; repeatable. They too are at the end of this list.",
+)
 @click.option("--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda"]))
 @click.option("--dtype", default="auto", show_default=True, type=click.Choice(["auto", "float32", "bfloat16"]))
 @click.option("--api-key", "api_keys", multiple=True, metavar="KEY", help="A key clients must show; repeatable.")
@@ -98,6 +105,7 @@ def serve(
     backend: str,
     backend_options: tuple[str, ...],
     sampler: str,
+    sampler_options: tuple[str, ...],
     device: str,
     dtype: str,
     api_keys: tuple[str, ...],
@@ -115,8 +123,9 @@ def serve(
             models=model_sources(models, device, dtype),
             data_dir=data_dir or default_data_dir(),
             backend=backend,
-            backend_options=given_options(backend_options, flags),
+            backend_options=given_options("backend", backend_options, flags),
             sampler=sampler,
+            sampler_options=given_options("sampler", sampler_options, flags),
             api_keys=api_keys,
             import_dirs=import_dirs,
             checkpoint_store=checkpoint_store,

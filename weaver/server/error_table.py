@@ -9,12 +9,15 @@ import logging
 from collections.abc import Sequence
 from typing import Any, Final
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
+from fastapi.exception_handlers import http_exception_handler
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException as NoRoute
 from starlette.requests import ClientDisconnect
 
-from weaver.compat import error_table
+from weaver.compat import error_table, openai
+from weaver.compat.weaver_wire import routes as weaver_wire
 
 logger = logging.getLogger(__name__)
 
@@ -41,8 +44,20 @@ async def _invalid_parameter(request: Request, error: Exception) -> JSONResponse
     return JSONResponse({"detail": sentence}, 400)
 
 
+async def _no_route(request: Request, error: Exception) -> Response:
+    """A path or method that nothing is at, in the shape that clients of that path read."""
+    assert isinstance(error, NoRoute)
+    if openai.is_ours(request.url.path):
+        sentence = f"{request.method} {request.url.path}: {error.detail}; docs/openai.md lists what is offered"
+        return openai.refusal(error.status_code, sentence)
+    if weaver_wire.asks(request.headers.get):
+        return weaver_wire.refusal(error.status_code, f"{request.method} {request.url.path}: {error.detail}")
+    return await http_exception_handler(request, error)
+
+
 def install(app: FastAPI) -> None:
     """Make every error of `app` an answer by the table."""
     app.add_exception_handler(RequestValidationError, _invalid_parameter)
+    app.add_exception_handler(NoRoute, _no_route)
     for kind, _ in (*error_table.STATUS, *_OTHERS):
         app.add_exception_handler(kind, _answer)

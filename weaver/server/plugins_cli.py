@@ -83,6 +83,10 @@ def _loss_lines(loss: Loss) -> Iterator[str]:
         yield f"source: {loss.source}"
     yield f"sees: {'the whole batch' if loss.batch else 'one datum at a time'}"
     yield f"targets: {' or '.join(('', '(T,)', '(T, K)')[rank] for rank in loss.target_ranks)}"
+    if loss.forward_only:
+        yield "gradient: none, for forward alone"
+    if loss.spellings:
+        yield f"inputs in one spelling: {', or '.join(' and '.join(spelling) for spelling in loss.spellings)}"
     for one in loss.inputs:
         notes = ", optional" * one.optional + ", filled in by the server" * one.recorded
         yield f"input {one.name}: {one.dtype}, {_SHAPES[one.shape]}{notes}{_described(one.description)}"
@@ -101,8 +105,9 @@ _SHAPES = {
 
 
 def _range(field: ConfigField) -> str:
-    taken = " | ".join(field.choices) if field.type == "text" else f"{field.minimum} to {field.maximum}"
+    taken = " | ".join(field.choices) if field.type == "text" else field.range.removeprefix("from ")
     default = "must be given" if field.default is None else f"default {field.default}"
+    default = "may be given" if field.optional else default
     return f"{field.type}, {taken}, {default}"
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from weaver.checkpoints import check_checkpoint
+from weaver.checkpoints import check_checkpoint, read_checkpoint, write_checkpoint
 from weaver.domain import LoraSpec
 from weaver.engine.executor import EXTERNAL, SAMPLER, TRAINING, checkpoint_path
 from weaver.engine.mismatch import Mismatch
@@ -19,6 +19,8 @@ from weaver.service import door
 from weaver.service.records import CheckpointInfo, Page, RunInfo
 from weaver.store import Row, Store
 
+PINS: Final = "pins"
+"""Among a snapshot's metadata: it was made to keep the weights of that path."""
 _COPIES: Final = uuid.UUID("6f1d3cf0-5a4e-4e6f-9f53-0d7a0c6f6a52")
 """Makes the session of a copy from its idempotency key: a retry finds the first one's copy."""
 
@@ -134,6 +136,20 @@ class Archive:
         self._listing.note_event("checkpoint_copy", {"tinker_path": path, "copy": target})
         return target
 
+    def pin(self, info: CheckpointInfo, name: str) -> CheckpointInfo:
+        """A snapshot to sample from with a checkpoint's weights, of the same run, which lasts until it is deleted."""
+        with self._lock:
+            row = self._existing(info.path)
+            state = read_checkpoint(self._folders.local(self._data_dir / row["folder"]), optimizer=False)
+            folder = self._folders.new(info.model_id, SAMPLER, name)
+            size_bytes = write_checkpoint(folder, state)
+            self._folders.keep(folder)
+            target = checkpoint_path(info.model_id, SAMPLER, name)
+            made = {"path": target, "kind": SAMPLER, "name": name, "created": self._store.clock(), "expires": None}
+            place = {"size_bytes": size_bytes, "folder": str(folder.relative_to(self._data_dir))}
+            self._store.put_checkpoint(**{**row, **made, **place, "user_metadata": {PINS: info.path}})
+            return self.checkpoint(target)
+
     # In the background
 
     def tidy(self) -> None:
@@ -220,6 +236,7 @@ class Archive:
                 model_id=row["model_id"],
                 base_model=row["base_model"],
                 lora=LoraSpec.of(row["lora"]),
+                created=row["created"],
                 last_request=self._requests.get(row["model_id"]) or row["at"] or row["created"],
                 user_metadata=row["user_metadata"],
                 last_checkpoint=_newest(mine, TRAINING),
@@ -235,7 +252,7 @@ def checkpoint_info(row: Mapping[str, Any]) -> CheckpointInfo:
 
 
 def _newest(infos: Iterable[CheckpointInfo], kind: str) -> CheckpointInfo | None:
-    return next((one for one in infos if one.kind == kind), None)
+    return next((one for one in infos if one.kind == kind and PINS not in one.user_metadata), None)
 
 
 def _link_files(source: Path, folder: Path) -> None:

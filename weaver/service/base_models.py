@@ -2,11 +2,12 @@
 
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 from weaver.adapter_folders import ImportDirs
 from weaver.backend import ModelFacts, ModelSource
 from weaver.config import Config
-from weaver.domain import AdapterRef
+from weaver.domain import Adapter, AdapterRef
 from weaver.engine import Engine, LazySampler
 from weaver.engine.executor import Executor
 from weaver.engine.mismatch import MismatchWatch
@@ -35,6 +36,7 @@ class BaseModels:
         self._sources = {source.name: source for source in config.models}
         self._backend, self._sampler = registry.backend(config.backend), registry.sampler(config.sampler)
         self._options = self._backend.effective_options(config.backend_options)
+        self._sampler_options = self._sampler.effective_options(config.sampler_options)
         self._lock = threading.Lock()
         self._facts: dict[str, ModelFacts] = {}
         self._engines: dict[str, Engine] = {}
@@ -62,7 +64,9 @@ class BaseModels:
         source = self._source(name)
         with self._lock:
             if name not in self._samplers:
-                self._samplers[name] = LazySampler(lambda: self._sampler.open(source), self._folders)
+                self._samplers[name] = LazySampler(
+                    lambda: self._sampler.open(replace(source, options=self._sampler_options)), self._folders
+                )
             return self._samplers[name]
 
     def forget_adapter(self, base_model: str, adapter_id: str) -> None:
@@ -71,6 +75,10 @@ class BaseModels:
             sampler = self._samplers.get(base_model)
         if sampler is not None:
             sampler.forget(adapter_id)
+
+    def merge(self, adapter: Adapter, folder: Path) -> None:
+        """Write the adapter's base model with the adapter added to its weights into an empty folder."""
+        self._backend.merge(self._for_backend(self._source(adapter.base_model)), adapter, folder)
 
     def close(self) -> None:
         with self._lock:

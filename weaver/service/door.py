@@ -93,6 +93,10 @@ def check_sampling(request: SampleRequest, facts: ModelFacts) -> None:
     _check_width(
         "topk_sample_logprobs", request.topk_sample_logprobs, most, request.num_samples * request.params.max_tokens
     )
+    if not 0 < request.prompt_temperature < math.inf:
+        raise InvalidInput(
+            f"loss_fn_config['temperature'] is {request.prompt_temperature}; it must be above 0 and finite"
+        )
     if request.prompt_logprobs_last_n is not None:
         _check_last_n(request.prompt_logprobs_last_n, request, length)
     if request.prompt_targets is not None:
@@ -195,6 +199,10 @@ def check_training_path(path: str) -> None:
 
 def _check_forward_backward(operation: ForwardBackward, facts: ModelFacts, loss: Loss) -> None:
     loss.effective_config(operation.config)
+    if loss.forward_only and operation.backward:
+        raise InvalidInput(
+            f"loss_fn: the loss {loss.name!r} has no gradient; ask for it by forward, and for gradients by another loss"
+        )
     if not operation.data:
         raise InvalidInput("data is empty; give at least one datum")
     for index, datum in enumerate(operation.data):
@@ -212,7 +220,8 @@ def _check_forward_backward(operation: ForwardBackward, facts: ModelFacts, loss:
 
 def _check_inputs(where: str, datum: Datum, facts: ModelFacts, loss: Loss) -> None:
     inputs = datum.loss_fn_inputs
-    declared = {one.name: one for one in (*loss.inputs, TARGETS)}
+    loss.check_spelling(inputs, f"{where}.loss_fn_inputs")
+    declared = {one.name: one for one in (*loss.inputs_of(inputs), TARGETS)}
     for name, one in declared.items():
         if name not in inputs and not (one.recorded or one.optional):
             raise InvalidInput(f"{where}.loss_fn_inputs lacks {name!r}, which the loss {loss.name!r} reads")

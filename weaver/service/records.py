@@ -79,6 +79,7 @@ class RunInfo:
     model_id: str
     base_model: str
     lora: LoraSpec
+    created: float
     last_request: float
     user_metadata: Mapping[str, str]
     last_checkpoint: CheckpointInfo | None

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from weaver.domain import AdapterRef, Inflight, IntArray, SampleRequest, SampleResult, SamplingParams
+from weaver.domain import AdapterRef, Inflight, IntArray, Listener, SampleRequest, SampleResult, SamplingParams
 from weaver.engine.executor import adapter_id
 from weaver.engine.fingerprint import Fingerprint, differences, fingerprint, parts_of
 from weaver.engine.mismatch import MismatchWatch
@@ -94,6 +94,7 @@ class SamplingSessions:
         questions: Mapping[str, Any],
         options: Mapping[str, Any],
         record: bool,
+        listener: Listener | None = None,
     ) -> SampleTicket:
         """Queue a request, or find the ticket of the first one for an exact repeat."""
         row = self._row(sampling_session_id)
@@ -102,7 +103,7 @@ class SamplingSessions:
         params = SamplingParams(door.effective_max_tokens(max_tokens, len(prompt), facts), **options)
         door.check_sampling_params(params, facts)
         adapter, inflight = self._weights(row)
-        request = SampleRequest(prompt, num_samples, params, adapter, inflight=inflight, **questions)
+        request = SampleRequest(prompt, num_samples, params, adapter, inflight=inflight, listener=listener, **questions)
         door.check_sampling(request, facts)
         with self._lock:
             return self._queue((sampling_session_id, seq_id), row, request, record)
@@ -118,7 +119,8 @@ class SamplingSessions:
                 self._base_models.sampler(row["base_model"]).forget(row["adapter_id"])
 
     def _queue(self, key: tuple[str, int], row: Row, request: SampleRequest, record: bool) -> SampleTicket:
-        parts = parts_of(replace(request, adapter=None, inflight=None))  # these may be newer when it is repeated
+        # These may be newer when it is repeated, and who listens is no part of what is asked.
+        parts = parts_of(replace(request, adapter=None, inflight=None, listener=None))
         asked = fingerprint(**parts, record_stability_info=record)
         if key in self._seen:
             first_asked, first = self._seen[key]

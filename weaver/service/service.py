@@ -8,7 +8,7 @@ from typing import Any
 
 from weaver.adapter_folders import ImportDirs
 from weaver.config import Config
-from weaver.domain import ADAMW, IntArray, LoraSpec, LossGraph, ModelFacts, Operation, PromptTargets
+from weaver.domain import ADAMW, IntArray, Listener, LoraSpec, LossGraph, ModelFacts, Operation, PromptTargets
 from weaver.engine.mismatch import MismatchWatch
 from weaver.errors import UserError
 from weaver.kept import KeptFolders, open_store
@@ -20,7 +20,9 @@ from weaver.service import door
 from weaver.service.archive import Archive
 from weaver.service.base_models import BaseModels
 from weaver.service.custom_losses import Losses
+from weaver.service.deployments import Deployments
 from weaver.service.downloads import Downloads, Signer
+from weaver.service.exports import Exports
 from weaver.service.futures import FutureTable
 from weaver.service.housekeeping import Housekeeper
 from weaver.service.imports import Imports
@@ -36,6 +38,7 @@ from weaver.service.records import (
     SupportedModel,
     Ticket,
 )
+from weaver.service.run_metrics import RunMetrics
 from weaver.service.sampling import SamplingSessions
 from weaver.service.sessions import EXPIRED, Leases, Sessions
 from weaver.service.shared_folder import Tenancy
@@ -49,8 +52,9 @@ class Service:
     Methods raise `weaver.errors.UserError`s at once for what cannot be accepted, and nothing has changed then. What is
     accepted happens later: its ticket's `request_id` finds its future, which settles with a result or an error.
 
-    `archive` has runs and checkpoints, `sessions` lists and searches, `downloads` links. `clock` tells the time of day,
-    `ticks` how much of it has passed while the machine was awake.
+    `archive` has runs and checkpoints, `sessions` lists and searches, `downloads` links, `exports` what others load,
+    `deployments` names of snapshots, `run_metrics` what applications measure. `clock` tells the time of day, `ticks`
+    how much of it has passed while the machine was awake.
     """
 
     def __init__(
@@ -88,7 +92,11 @@ class Service:
             Imports(config.models, ImportDirs(config.import_dirs), any_model=config.any_model),
         )
         self.sessions = Sessions(self._store, listing, Leases(config.lease_seconds, ticks))
-        self.downloads = Downloads(self._store, Signer(config.data_dir, clock), self._folders)
+        signer = Signer(config.data_dir, clock)
+        self.downloads = Downloads(self._store, signer, self._folders)
+        self.exports = Exports(self._store, self._folders, self._base_models, signer)
+        self.deployments = Deployments(self._store, self.archive)
+        self.run_metrics = RunMetrics(config.data_dir)
         self.tidy()
         self._housekeeper = Housekeeper(self.tidy, min(60.0, config.lease_seconds / 4))
 
@@ -97,6 +105,7 @@ class Service:
         for session_id in self.sessions.silent(self._tenancy.is_alone):
             self._end_session(session_id, EXPIRED)
         self.archive.tidy()
+        self.exports.tidy()
         self.meter.flush()
 
     def losses(self) -> tuple[Loss, ...]:
@@ -205,6 +214,10 @@ class Service:
         """Every effective setting of a model. Raises UnknownName."""
         return self._training.info(model_id)
 
+    def end_model(self, model_id: str) -> None:
+        """Free a model when what it has accepted is done. Its checkpoints stay; one that is not there is left so."""
+        self._training.end_model(model_id)
+
     def submit(self, model_id: str, seq_id: int, operation: Operation) -> Ticket:
         """Accept a training operation; it runs in the order of `seq_id`, whatever order they arrive in.
 
@@ -213,6 +226,11 @@ class Service:
         self.model_info(model_id)  # before the session is renewed, for there may be none
         self.sessions.renew(model_id.partition(":")[0])
         return self._training.submit(model_id, seq_id, operation)
+
+    def free_number(self, model_id: str) -> int:
+        """For clients that do not number their operations: `submit` under it runs after all that have been accepted,
+        where nobody else submits to the model meanwhile. Raises UnknownName, Forgotten."""
+        return self._training.free_number(model_id)
 
     def refuse(self, model_id: str, seq_id: int, error: UserError) -> Ticket:
         """A request of that number cannot be accepted: raises `error`, and later numbers need not wait for it.
@@ -260,13 +278,16 @@ class Service:
         prompt_logprobs: bool = False,
         topk_prompt_logprobs: int = 0,
         prompt_logprobs_last_n: int | None = None,
+        prompt_temperature: float = 1.0,
         prompt_targets: PromptTargets | None = None,
         prompt_alternatives: int = 0,
         topk_sample_logprobs: int = 0,
         record_stability_info: bool = False,
+        listener: Listener | None = None,
     ) -> SampleTicket:
         """Draw continuations of a prompt; see `weaver.domain.SamplingParams` and `SampleRequest`. No `max_tokens`: all
-        that fits. With `record_stability_info`, losses that have recorded inputs can be trained on what is drawn."""
+        that fits. With `record_stability_info`, losses that have recorded inputs can be trained on what is drawn. The
+        listener of a repeat hears nothing."""
         ticket = self._sampling.sample(
             sampling_session_id,
             seq_id,
@@ -277,6 +298,7 @@ class Service:
                 "prompt_logprobs": prompt_logprobs,
                 "topk_prompt_logprobs": topk_prompt_logprobs,
                 "prompt_logprobs_last_n": prompt_logprobs_last_n,
+                "prompt_temperature": prompt_temperature,
                 "prompt_targets": prompt_targets,
                 "prompt_alternatives": prompt_alternatives,
                 "topk_sample_logprobs": topk_sample_logprobs,
@@ -290,6 +312,7 @@ class Service:
                 "stop_strings": stop_strings,
             },
             record=record_stability_info,
+            listener=listener,
         )
         self.sessions.renew(sampling_session_id.partition(":")[0])
         return ticket
@@ -327,6 +350,7 @@ class Service:
     def close(self) -> None:
         """Stop engines and samplers; what waits fails with `Stopped`."""
         self._housekeeper.close()
+        self.exports.close()
         self.archive.tidy()
         self._base_models.close()
         self._recorded.close()

@@ -113,6 +113,9 @@ class Training:
         accepted = self._base_models.engine(info.base_model).submit(model_id, seq_id, checked, asked)
         return self._ticket(model_id, accepted)
 
+    def free_number(self, model_id: str) -> int:
+        return self._base_models.engine(self.info(model_id).base_model).free_number(model_id)
+
     def refuse(self, model_id: str, seq_id: int, error: UserError) -> Ticket:
         """Raise `error`; only a later part of a call whose first part is still to come gets a ticket instead."""
         with self._lock:
@@ -121,6 +124,13 @@ class Training:
         if refusal is None:
             raise error
         return self._ticket(model_id, refusal)
+
+    def end_model(self, model_id: str) -> None:
+        """What it was asked for still happens; then it is freed. One that is not there stays so."""
+        with self._lock:
+            ended = self._models.pop(model_id, None)
+        if ended is not None:
+            self._base_models.engine(ended.base_model).end_lane(model_id)
 
     def end_session(self, session_id: str) -> None:
         """What its models were asked for still happens; then they are freed."""

@@ -15,7 +15,18 @@ from weaver.domain import AdamParams, DimuonParams, FloatArray, ForwardBackwardR
 from weaver.errors import InvalidInput, LossFailed
 from weaver.loss import Loss
 from weaver.plugins.losses import weaver_losses
-from weaver.testing.bench import BROKEN, LORA, MIXED, NOTHING, WHOLE, Bench, Tensors, agrees_with_peft
+from weaver.testing.bench import (
+    BROKEN,
+    ENTROPIC,
+    LORA,
+    MIXED,
+    NOTHING,
+    WHOLE,
+    WHOLE_ENTROPIC,
+    Bench,
+    Tensors,
+    agrees_with_peft,
+)
 from weaver.testing.making import Making
 from weaver.testing.reference import CONTEXT, FAMILIES, VOCABULARY, TrainingReference, write_model
 
@@ -117,6 +128,38 @@ def several_targets_per_token_agree(bench: Bench) -> None:
 def a_loss_that_sees_the_batch_agrees(bench: Bench) -> None:
     bench.trained("a")
     agrees_with_peft(bench, bench.one_pass("a", WHOLE, (*MIXED, 200, 230)))
+
+
+def a_temperature_divides_the_logits(bench: Bench) -> None:
+    """Of the logprobs that come back too, and of no other pass in the same call."""
+    bench.trained("a")
+    loss = bench.losses["cross_entropy"]
+    agrees_with_peft(
+        bench,
+        bench.one_pass("a", loss, (9, 30), temperature=0.6),
+        bench.one_pass("a", loss, (12,)),
+        bench.one_pass("a", loss, (70, 2), temperature=2.5),
+        bench.one_pass("a", loss, (8, 5), backward=False, temperature=0.6),
+    )
+
+
+def entropies_are_of_the_whole_distributions(bench: Bench) -> None:
+    """One for each token, whatever its targets, and differentiable; only where they are asked for."""
+    bench.trained("a")
+    several = [bench.making.datum(ENTROPIC, length, targets=3) for length in (6, 11)]
+    config = ENTROPIC.effective_config({"entropy_coeff": -0.4})
+    agrees_with_peft(
+        bench,
+        bench.one_pass("a", ENTROPIC, entropy_coeff=1.5, temperature=0.7),
+        bench.one_pass("a", ENTROPIC, (9, 4)),
+        Pass("a", several, ENTROPIC, config, backward=True),
+        bench.one_pass("a", ENTROPIC, (5, 3), backward=False, entropy_coeff=0.5),
+    )
+
+
+def a_loss_that_sees_the_batch_gets_its_entropies(bench: Bench) -> None:
+    bench.trained("a")
+    agrees_with_peft(bench, bench.one_pass("a", WHOLE_ENTROPIC, (*MIXED, 200), entropy_coeff=1.0, temperature=1.7))
 
 
 def data_as_long_as_the_context_are_not_cut(bench: Bench) -> None:
@@ -328,6 +371,9 @@ CHECKS: Final[Mapping[str, Callable[[Bench], None]]] = {
         every_loss_agrees_with_peft,
         several_targets_per_token_agree,
         a_loss_that_sees_the_batch_agrees,
+        a_temperature_divides_the_logits,
+        entropies_are_of_the_whole_distributions,
+        a_loss_that_sees_the_batch_gets_its_entropies,
         data_as_long_as_the_context_are_not_cut,
         each_flag_trains_its_layers,
         passes_accumulate,

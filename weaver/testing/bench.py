@@ -10,7 +10,7 @@ import torch
 
 from weaver.backend import Backend, BackendFactory, ModelSource, Pass
 from weaver.domain import AdamParams, FloatArray, ForwardBackwardResult, LoraSpec, ModelState
-from weaver.loss import Loss
+from weaver.loss import ENTROPY, ENTROPY_COEFF, TEMPERATURE, Loss, LossInput
 from weaver.testing.making import Making, config_of
 from weaver.testing.reference import TrainingReference
 
@@ -30,6 +30,19 @@ def _sees_batch(logprobs: Any, inputs: Any, config: Any) -> torch.Tensor:
     return (sums - sums.mean()).square().sum() / 100
 
 
+def _of_entropies(logprobs: Any, inputs: Any, config: Any) -> torch.Tensor:
+    """Every token's entropy counts, each otherwise."""
+    value: torch.Tensor = -logprobs.sum()
+    if ENTROPY in inputs:
+        value = value - config["entropy_coeff"] * (inputs[ENTROPY] * inputs["per_token"]).sum()
+    return value
+
+
+def _sees_entropies(logprobs: Any, inputs: Any, config: Any) -> torch.Tensor:
+    sums = torch.stack([one[ENTROPY].sum() for one in inputs])
+    return config["entropy_coeff"] * (sums - sums.mean()).square().sum() / 100
+
+
 def _shaped(logprobs: Any, inputs: Any, config: Any) -> Any:
     return logprobs
 
@@ -47,6 +60,12 @@ def _raising(logprobs: Any, inputs: Any, config: Any) -> Any:
 
 
 WHOLE: Final = Loss("check_batch", _sees_batch, batch=True)
+ENTROPIC: Final = Loss(
+    "check_entropy", _of_entropies, (LossInput("per_token", shape="token"),), config=(TEMPERATURE, ENTROPY_COEFF)
+)
+WHOLE_ENTROPIC: Final = Loss("check_batch_entropy", _sees_entropies, config=(TEMPERATURE, ENTROPY_COEFF), batch=True)
+MADE: Final = (WHOLE, ENTROPIC, WHOLE_ENTROPIC)
+"""The right ones among the losses that checks make."""
 BROKEN: Final = tuple(
     Loss(function.__name__, function, plugin="weaver.testing")
     for function in (_shaped, _not_finite, _constant, _raising)
@@ -65,8 +84,11 @@ class Bench:
     losses: Mapping[str, Loss]
     tolerance: float
 
-    def one_pass(self, model_id: str, loss: Loss, lengths: Sequence[int] = MIXED, *, backward: bool = True) -> Pass:
-        return Pass(model_id, self.making.data(loss, lengths), loss, config_of(loss, {}), backward)
+    def one_pass(
+        self, model_id: str, loss: Loss, lengths: Sequence[int] = MIXED, *, backward: bool = True, **config: float
+    ) -> Pass:
+        backward = backward and not loss.forward_only
+        return Pass(model_id, self.making.data(loss, lengths), loss, config_of(loss, config), backward)
 
     def trained(self, model_id: str, lora: LoraSpec = LORA, seed: int = 0) -> ModelState:
         """A model whose adapter has nothing zero in it; its state."""
@@ -104,11 +126,22 @@ class Bench:
             assert difference <= limit, f"the gradient of {name} is off by {difference:.1e}; {limit:.0e} is allowed"
 
 
-def agrees_with_peft(bench: Bench, one: Pass) -> None:
-    """Value, logprobs and every gradient of one pass."""
-    state = bench.backend.export_state(one.model_id, optimizer=False)
-    value, logprobs, gradients = TrainingReference(bench.model, state.adapter).run(one)
-    [result] = bench.run(one)
+def agrees_with_peft(bench: Bench, *passes: Pass) -> None:
+    """Value, logprobs and every gradient of passes of one model, in one call."""
+    [model_id] = {one.model_id for one in passes}
+    state = bench.backend.export_state(model_id, optimizer=False)
+    reference = TrainingReference(bench.model, state.adapter)
+    total: dict[str, FloatArray] = {}
+    for one, result in zip(passes, bench.run(*passes), strict=True):
+        value, logprobs, gradients = reference.run(one)
+        _same_scores(bench, one, result, value, logprobs)
+        total = {name: total.get(name, np.float32(0)) + found for name, found in gradients.items()}
+    bench.same_gradients(bench.gradients(model_id), total)
+
+
+def _same_scores(
+    bench: Bench, one: Pass, result: ForwardBackwardResult, value: float, logprobs: Sequence[FloatArray]
+) -> None:
     named = f"the loss {one.loss.name!r}"
     assert np.isclose(result.metrics["loss:sum"], value, rtol=bench.tolerance, atol=bench.tolerance), (
         f"{named}: its value is {result.metrics['loss:sum']}, by transformers and peft {value}"
@@ -117,4 +150,3 @@ def agrees_with_peft(bench: Bench, one: Pass) -> None:
         assert found.shape == wanted.shape, f"logprobs of data[{index}] have shape {found.shape}, not {wanted.shape}"
         off = float(np.abs(found - wanted).max())
         assert off <= bench.tolerance, f"{named}: logprobs of data[{index}] are off by {off:.1e}"
-    bench.same_gradients(bench.gradients(one.model_id), gradients)

@@ -22,16 +22,19 @@ class Making:
     def __init__(self, seed: int, vocabulary: int) -> None:
         self.rng, self._vocabulary = np.random.default_rng(seed), vocabulary
 
-    def data(self, loss: Loss, lengths: Sequence[int] = LENGTHS, targets: int | None = None) -> tuple[Datum, ...]:
-        """One datum of each length with all that the loss reads; with `targets`, that many per token."""
-        return tuple(self.datum(loss, length, targets) for length in lengths)
+    def data(
+        self, loss: Loss, lengths: Sequence[int] = LENGTHS, targets: int | None = None, spelling: Sequence[str] = ()
+    ) -> tuple[Datum, ...]:
+        """One datum of each length with all that the loss reads, in that spelling or its first; with `targets`, that
+        many per token."""
+        return tuple(self.datum(loss, length, targets, spelling) for length in lengths)
 
-    def datum(self, loss: Loss, length: int, targets: int | None = None) -> Datum:
+    def datum(self, loss: Loss, length: int, targets: int | None = None, spelling: Sequence[str] = ()) -> Datum:
         shape = (length,) if targets is None else (length, targets)
         inputs: dict[str, Array] = {TARGET_TOKENS: self._tokens(shape)}
         drawn = self._drawn(length)
         recorded = any(one.recorded for one in loss.inputs)
-        for one in loss.inputs:
+        for one in loss.inputs_of(spelling):
             if one.name != TARGET_TOKENS:
                 made = self._input(one, shape, drawn)
                 inputs[one.name] = made if one.recorded or not recorded else _where(drawn, made)
@@ -40,6 +43,10 @@ class Making:
     def logprobs(self, datum: Datum) -> FloatArray:
         """What a trainer could say of the targets."""
         return np.array(self.rng.uniform(-6, -0.1, datum.loss_fn_inputs[TARGET_TOKENS].shape), np.float32)
+
+    def entropies(self, datum: Datum) -> FloatArray:
+        """What a trainer could say of the tokens' distributions, (T,)."""
+        return np.array(self.rng.uniform(0.1, 3, len(datum.tokens_T)), np.float32)
 
     def _tokens(self, shape: tuple[int, ...]) -> IntArray:
         return self.rng.integers(2, self._vocabulary, shape)
@@ -76,6 +83,8 @@ def config_of(loss: Loss, given: Mapping[str, float | str]) -> dict[str, float |
     """`given`, defaults, and for what must be given something in its range."""
     made: dict[str, float | str] = {}
     for field in loss.config:
+        if field.optional:
+            continue
         if field.type == "text":
             made[field.name] = field.choices[0] if field.default is None else field.default
         elif field.default is None:

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qw
 
 from weaver.backend import Pass
 from weaver.domain import Adapter, Datum, FloatArray, IntArray, SamplingParams
-from weaver.loss import TARGET_TOKENS, LossOutput
+from weaver.loss import ENTROPY, TARGET_TOKENS, LossOutput
 
 VOCABULARY: Final = 128
 CONTEXT: Final = 256
@@ -27,13 +27,14 @@ _SIZES: Final[Mapping[str, Any]] = {
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
+    "head_dim": 32,
     "max_position_embeddings": CONTEXT,
     "initializer_range": 0.3,
     "bos_token_id": None,
     "eos_token_id": END_TOKEN,
     "pad_token_id": END_TOKEN,
 }
-"""Every size divides by two, for backends that shard."""
+"""Every size divides by two, for backends that shard; vLLM's attention on CPUs takes no smaller head."""
 
 
 def write_model(family: str, folder: Path, seed: int = 0) -> Path:
@@ -42,7 +43,7 @@ def write_model(family: str, folder: Path, seed: int = 0) -> Path:
     if family == "llama":
         model: Any = LlamaForCausalLM(LlamaConfig(**_SIZES, tie_word_embeddings=False))
     elif family == "qwen3":
-        model = Qwen3ForCausalLM(Qwen3Config(**_SIZES, head_dim=8, tie_word_embeddings=True))
+        model = Qwen3ForCausalLM(Qwen3Config(**_SIZES, tie_word_embeddings=True))
     else:
         raise ValueError(f"there is no tiny model {family!r}; there are: {', '.join(FAMILIES)}")
     model.save_pretrained(folder)
@@ -80,28 +81,39 @@ class TrainingReference:
         named = self._model.named_parameters()
         return {name.replace(".default", ""): parameter for name, parameter in named if "lora_" in name}
 
-    def logprobs(self, datum: Datum) -> torch.Tensor:
+    def scores(self, datum: Datum, temperature: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logprobs of the targets and the entropy of each token's distribution, of whole log-softmaxes."""
         targets = torch.from_numpy(datum.loss_fn_inputs[TARGET_TOKENS])
         columns_TK = targets if targets.ndim == 2 else targets[:, None]
         logits_TV = self._model(input_ids=torch.from_numpy(datum.tokens_T)[None]).logits[0]
-        found_TK = logits_TV.log_softmax(-1).gather(1, columns_TK)
-        return found_TK if targets.ndim == 2 else found_TK[:, 0]
+        distributions_TV = (logits_TV / temperature).log_softmax(-1)
+        found_TK = distributions_TV.gather(1, columns_TK)
+        entropy_T = -(distributions_TV.exp() * distributions_TV).sum(1)
+        return found_TK if targets.ndim == 2 else found_TK[:, 0], entropy_T
 
     def run(self, one: Pass) -> tuple[float, list[FloatArray], dict[str, FloatArray]]:
-        """The value of the loss, the logprobs, and the gradient of every trained tensor."""
+        """The value of the loss, the logprobs, and the gradient of every trained tensor, zero of a pass without a
+        backward part."""
         self._model.zero_grad()
-        logprobs = [self.logprobs(datum) for datum in one.data]
-        value = _total(one, logprobs)
-        value.backward()
-        gradients = {name: parameter.grad.numpy().copy() for name, parameter in self.parameters.items()}
-        return float(value.detach()), [found.detach().numpy() for found in logprobs], gradients
+        scores = [self.scores(datum, one.temperature) for datum in one.data]
+        value = _total(one, scores)
+        if one.backward:
+            value.backward()
+        gradients = {
+            name: np.zeros(parameter.shape, np.float32) if parameter.grad is None else parameter.grad.numpy().copy()
+            for name, parameter in self.parameters.items()
+        }
+        return float(value.detach()), [found.detach().numpy() for found, _ in scores], gradients
 
 
-def _total(one: Pass, logprobs: Sequence[torch.Tensor]) -> torch.Tensor:
+def _total(one: Pass, scores: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
     function: Any = one.loss.function
-    inputs = [_inputs(one, datum) for datum in one.data]
+    logprobs, inputs = [found for found, _ in scores], [_inputs(one, datum) for datum in one.data]
+    if one.wants_entropy:
+        for mine, (_, entropy_T) in zip(inputs, scores, strict=True):
+            mine[ENTROPY] = entropy_T
     if one.loss.batch:
-        return _value(function(list(logprobs), inputs, one.config))
+        return _value(function(logprobs, inputs, one.config))
     values = [_value(function(lp, mine, one.config)) for lp, mine in zip(logprobs, inputs, strict=True)]
     return torch.stack(values).sum()
 
@@ -112,7 +124,8 @@ def _value(returned: Any) -> torch.Tensor:
 
 
 def _inputs(one: Pass, datum: Datum) -> dict[str, torch.Tensor]:
-    arrays = {declared.name: declared for declared in one.loss.inputs if declared.name in datum.loss_fn_inputs}
+    given = datum.loss_fn_inputs
+    arrays = {declared.name: declared for declared in one.loss.inputs_of(given) if declared.name in given}
     tensors = {name: torch.from_numpy(np.array(datum.loss_fn_inputs[name])) for name in arrays}
     return {name: one.reshape(()) if arrays[name].shape == "scalar" else one for name, one in tensors.items()}
 

@@ -9,6 +9,7 @@ from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
@@ -16,8 +17,10 @@ import numpy as np
 from weaver.backend import ModelSource
 from weaver.domain import (
     AdapterRef,
+    DrawnToken,
     Inflight,
     IntArray,
+    OptionValue,
     PromptTargets,
     SampledSequence,
     SampleRequest,
@@ -145,6 +148,21 @@ def it_stops_where_it_should(bench: Bench) -> None:
         ended = sequence.stop_reason is StopReason.STOP
         assert ended == (last == END_TOKEN), f"it says {sequence.stop_reason} of one that ends with {last}"
         assert ended or len(before) == 59, "a sequence ends before max_tokens, and not at a stop token"
+
+
+def a_listener_hears_what_the_result_says(bench: Bench) -> None:
+    """Or nothing, from a sampler that cannot tell."""
+    heard: list[DrawnToken] = []
+    [result] = bench.draw(bench.ask(5, DRAWN, samples=3, topk_sample_logprobs=2, listener=heard.append))
+    for index, sequence in enumerate(result.sequences if heard else ()):
+        told, top = [one for one in heard if one.index == index], sequence.top_logprobs
+        tokens = [one.token for one in told]
+        assert tokens == sequence.tokens.tolist(), f"a listener hears {tokens}; the result has {sequence.tokens}"
+        off = np.abs(np.array([one.logprob for one in told], np.float32) - sequence.logprobs).max()
+        assert off <= 1e-6, f"a listener hears logprobs that are off by {off:.1e} from the result's"
+        assert top is not None, "topk_sample_logprobs is not answered"
+        likeliest = [[token for token, _ in one.likeliest] for one in told]
+        assert likeliest == top.token_ids_nk.tolist(), "a listener hears of other likeliest tokens than the result has"
 
 
 def prompts_are_scored(bench: Bench) -> None:
@@ -289,6 +307,7 @@ CHECKS: Final[Mapping[str, Callable[[Bench], None]]] = {
         draws_follow_the_distribution,
         a_seed_draws_the_same_again,
         it_stops_where_it_should,
+        a_listener_hears_what_the_result_says,
         prompts_are_scored,
         targets_of_a_prompt_are_scored_or_refused,
         alternatives_are_drawn_or_refused,
@@ -309,8 +328,9 @@ def check_sampler(
     dtype: str = "float32",
     tolerance: float = 1e-3,
     only: Collection[str] = (),
+    options: Mapping[str, OptionValue] = MappingProxyType({}),
 ) -> None:
-    """Open a sampler on tiny random models and compare what it draws with transformers and peft.
+    """Open a sampler with its `options` on tiny random models, and compare what it draws with transformers and peft.
 
     Every check of `CHECKS`, or those that `only` names, runs on a model of every family; then the sampler is closed
     while it draws. The models have no tokenizer, so stop strings are not checked. Raises AssertionError with a line for
@@ -321,7 +341,7 @@ def check_sampler(
         raise ValueError(f"there are no checks {sorted(unknown)}; there are: {', '.join(CHECKS)}")
     broken = []
     for family in families:
-        with bench_of(factory, family, device, dtype, tolerance) as bench:
+        with bench_of(factory, family, device, dtype, tolerance, options) as bench:
             faults = {name: _fault(bench, check) for name, check in wanted.items()}
             faults["a_closed_sampler_stops"] = _fault(bench, _a_closed_sampler_stops)
         broken += [f"{family}: {name}: {why}" for name, why in faults.items() if why]
@@ -330,7 +350,14 @@ def check_sampler(
 
 
 @contextmanager
-def bench_of(factory: SamplerFactory, family: str, device: str, dtype: str, tolerance: float) -> Iterator[Bench]:
+def bench_of(
+    factory: SamplerFactory,
+    family: str,
+    device: str,
+    dtype: str,
+    tolerance: float,
+    options: Mapping[str, OptionValue] = MappingProxyType({}),
+) -> Iterator[Bench]:
     """The sampler opened on a tiny model of the family; whoever asks for it closes it."""
     with tempfile.TemporaryDirectory() as folder:
         model = write_model(family, Path(folder) / family)
@@ -339,7 +366,7 @@ def bench_of(factory: SamplerFactory, family: str, device: str, dtype: str, tole
             written = write_adapter(model, Path(folder) / name, rank=rank, seed=rank)
             adapters[name] = (AdapterRef(name, written), SamplingReference(model, written))
         yield Bench(
-            factory.open(ModelSource(f"tiny/{family}", str(model), device, dtype)),
+            factory.open(ModelSource(f"tiny/{family}", str(model), device, dtype, factory.effective_options(options))),
             SamplingReference(model),
             adapters,
             tolerance,

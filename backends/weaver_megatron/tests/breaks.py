@@ -22,6 +22,11 @@ def _without_sum(tensor, group):
     return tensor.chunk(dist.get_world_size(group))[dist.get_rank(group)]
 
 
+def _own_weighted_sum(head, shifted, exponentials):
+    """Of this rank's part of the vocabulary alone."""
+    return (shifted[:, : head.real] * exponentials[:, : head.real]).sum(1)
+
+
 BREAKS = {
     "the sum of row-parallel updates": (linears, "sum_parts", lambda tensor, group: tensor),
     "the sum of low-rank gradients": (linears, "sum_gradients", lambda tensor, group: tensor),
@@ -29,6 +34,7 @@ BREAKS = {
     "the sum of gradients before experts": (experts, "sum_gradients", lambda tensor, group: tensor),
     "the sum of what experts of other data ranks found": (experts, "scatter_tokens", _without_sum),
     "the sum of exponentials": (logprobs, "summed", lambda tensor, group: tensor),
+    "the sum of what entropies are made of": (logprobs, "_weighted_sum", _own_weighted_sum),
     "the highest logit of all ranks": (logprobs, "largest", lambda tensor, group: tensor),
     "the sum of embeddings": (model, "summed", lambda tensor, group: tensor),
     "the sums of gradients over tokens and data": (gradients, "_sum_together", lambda tensors, group: None),

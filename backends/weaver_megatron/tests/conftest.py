@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.append(str(Path(__file__).parents[2] / "weaver_peft" / "tests"))  # the losses' formulas
 
 import rank_group
 import tiny_models

@@ -17,7 +17,9 @@ SPECS = {
     "mlp and head": LoraSpec(7, 16.0, 3, train_attn=False),
     "two of attention": LoraSpec(2, 2.0, 3, train_mlp=False, train_unembed=False, only_modules=("q_proj", "v_proj")),
 }
-INPUTS = {"weights", "advantages"}
+INPUTS = {"weights", "advantages", "surrogate_weights"}
+
+ENTROPIC = {"temperature": 0.6, "entropy_coeff": 0.7}
 
 
 @dataclass
@@ -55,7 +57,8 @@ def datum(generator, tokens, targets=1):
 
 
 def mixed_passes():
-    """Three adapters, several losses, one and several targets, with and without gradients, all in one call."""
+    """Three adapters, several losses and temperatures, one and several targets, with and without gradients, with and
+    without entropies, all in one call."""
     generator = np.random.default_rng(5)
     data = {n: datum(generator, n) for n in (3, 5, 8, 9, 14, 21)}
     several = [datum(generator, 6, targets=3), datum(generator, 11, targets=3)]
@@ -65,6 +68,8 @@ def mixed_passes():
         Pass("two of attention", several, LOSSES["cross_entropy"], {}, True),
         Pass("all", [data[21]], LOSSES["importance_sampling"], {}, True),
         Pass("mlp and head", [data[14]], LOSSES["cross_entropy"], {}, False),
+        Pass("mlp and head", [data[8], data[21]], LOSSES["importance_sampling"], ENTROPIC, True),
+        Pass("two of attention", [data[5]], LOSSES["cross_entropy"], {"temperature": 2.5}, True),
     ]
 
 
@@ -121,8 +126,8 @@ def by_transformers(folder, adapters, passes):
     models = {one.model_id: tiny_models.adapted(folder, adapters[one.model_id]) for one in passes}
     logprobs = []
     for one in passes:
-        found = [tiny_models.logprobs(models[one.model_id], datum) for datum in one.data]
-        logprobs += [each.detach().numpy() for each in found]
+        found = [tiny_models.scores(models[one.model_id], datum, one.temperature) for datum in one.data]
+        logprobs += [each.detach().numpy() for each, _ in found]
         if one.backward:
             loss_of(one, found).backward()
     with_gradients = {one.model_id for one in passes if one.backward}
@@ -132,14 +137,23 @@ def by_transformers(folder, adapters, passes):
     )
 
 
-def loss_of(one, logprobs):
-    """The sum of the losses of a pass, with a graph."""
-    inputs = [
-        {each.name: torch.from_numpy(datum.loss_fn_inputs[each.name]) for each in one.loss.inputs} for datum in one.data
-    ]
+def loss_of(one, scores):
+    """The sum of the losses of a pass, with a graph, of logprobs and entropies."""
+    inputs = [inputs_of(one, datum, entropy) for datum, (_, entropy) in zip(one.data, scores, strict=True)]
+    logprobs = [each for each, _ in scores]
     if one.loss.batch:
-        return one.loss.function(logprobs, inputs, one.config).loss
-    return sum(one.loss.function(*each, one.config) for each in zip(logprobs, inputs, strict=True))
+        return value_of(one.loss.function(logprobs, inputs, one.config))
+    return sum(value_of(one.loss.function(*each, one.config)) for each in zip(logprobs, inputs, strict=True))
+
+
+def inputs_of(one, datum, entropy):
+    given = datum.loss_fn_inputs
+    read = [each.name for each in one.loss.inputs_of(given) if each.name in given]
+    return {name: torch.from_numpy(given[name]) for name in read} | ({"entropy": entropy} if one.wants_entropy else {})
+
+
+def value_of(returned):
+    return getattr(returned, "loss", returned)
 
 
 def _flat(gradients):

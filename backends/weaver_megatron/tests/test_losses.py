@@ -10,11 +10,12 @@ from weaver_megatron.layout import Layout
 from weaver.backend import Pass
 from weaver.domain import AdamParams
 from weaver.errors import LossFailed
+from weaver.testing.bench import WHOLE_ENTROPIC
 
 LAYOUTS = [Layout(tp=2, sequence_parallel=True), Layout(tp=2, dp=2)]
-CONFIGS = {"dro": {"beta": 0.3}}
+CONFIGS = {"dro": {"beta": 0.3}, WHOLE_ENTROPIC.name: {"entropy_coeff": 1.0, "temperature": 1.4}}
 MODEL = "mlp and head"
-ALL = [*(loss for loss in LOSSES.values() if loss.from_graph is None), CONTRAST]
+ALL = [*(loss for loss in LOSSES.values() if loss.from_graph is None), CONTRAST, WHOLE_ENTROPIC]
 FAILING = [(RAISING, r"'raising' failed on data\[1\]: RuntimeError: fourteen"), (INFINITE, "gradient is not finite")]
 
 
@@ -46,7 +47,7 @@ def config_of(loss):
 def test_each_loss_gives_the_gradients_it_gives_in_one_process(opened, group, data, loss):
     _, folder = opened
     adapters, worst = create(group, (MODEL,)), Worst()
-    passes = [Pass(MODEL, data, loss, config_of(loss), True)]
+    passes = [Pass(MODEL, data, loss, config_of(loss), not loss.forward_only)]
     worst.add(by_ranks(group, passes), by_transformers(folder, adapters, passes))
     assert worst.logprob <= 1e-5
     assert worst.gradient <= 1e-4, worst.where

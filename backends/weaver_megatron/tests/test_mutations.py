@@ -13,6 +13,7 @@ CASES = [
     ("the sum of gradients before experts", PLAIN, "qwen3_moe"),
     ("the sum of what experts of other data ranks found", EXPERTS, "qwen3_moe"),
     ("the sum of exponentials", PLAIN, "llama"),
+    ("the sum of what entropies are made of", PLAIN, "llama"),
     ("the highest logit of all ranks", PLAIN, "llama"),
     ("the sum of embeddings", PLAIN, "llama"),
     ("the sums of gradients over tokens and data", SEQUENCE, "llama"),
@@ -23,6 +24,7 @@ CASES = [
     ("the broadcast of a loss's gradient", PLAIN, "llama"),
 ]
 ONLY_GRADIENTS = {
+    "the sum of what entropies are made of",
     "the sum of low-rank gradients",
     "the sum of gradients before experts",
     "the sums of gradients over tokens and data",

@@ -104,12 +104,13 @@ def adapted(folder, adapter):
     return model
 
 
-def logprobs(model, datum):
-    """(T, K) log probabilities of a datum's targets, with a graph."""
+def scores(model, datum, temperature=1.0):
+    """(T,) or (T, K) log probabilities of a datum's targets and (T,) entropies, with a graph."""
     logits = model(input_ids=torch.from_numpy(datum.tokens_T)[None], use_cache=False).logits[0]
     targets = torch.from_numpy(datum.loss_fn_inputs["target_tokens"])
-    found = torch.log_softmax(logits.float(), -1).gather(1, targets.reshape(len(targets), -1))
-    return found if targets.ndim == 2 else found[:, 0]
+    whole = torch.log_softmax(logits.float() / temperature, -1)
+    found = whole.gather(1, targets.reshape(len(targets), -1))
+    return found if targets.ndim == 2 else found[:, 0], -(whole.exp() * whole).sum(1)
 
 
 def gradients(model):

@@ -1,4 +1,5 @@
-"""The record of a loss as JSON. A bound that is infinite, and a default that is not there, is null."""
+"""The record of a loss as JSON. A bound that is infinite, and a default that is not there, is null; so is the role of a
+config field that nobody but the loss reads."""
 
 import math
 from collections.abc import Iterable
@@ -20,6 +21,8 @@ def loss(record: Loss) -> Json:
         "batch": record.batch,
         "target_ranks": list(record.target_ranks),
         "carries_other_inputs": record.carries_others,
+        "forward_only": record.forward_only,
+        "spellings": [list(spelling) for spelling in record.spellings],
         "inputs": [
             {
                 "name": one.name,
@@ -43,10 +46,12 @@ def _config(one: ConfigField) -> Json:
     return {
         "name": one.name,
         "type": one.type,
-        "required": one.default is None,
+        "required": one.default is None and not one.optional,
         "default": one.default,
         "minimum": _bound(one.minimum),
         "maximum": _bound(one.maximum),
+        "above": _bound(one.above),
+        "role": one.role or None,
         "choices": list(one.choices),
         "description": one.description,
     }

@@ -338,11 +338,12 @@ def parse(model: type[Body], raw: object) -> Body:
     try:
         return model.model_validate(raw)
     except ValidationError as error:
-        raise InvalidInput("; ".join(_sentence(detail) for detail in error.errors(include_url=False)[:8])) from None
+        raise InvalidInput("; ".join(sentence(detail) for detail in error.errors(include_url=False)[:8])) from None
 
 
-def _sentence(detail: ErrorDetails) -> str:
-    field = _path(detail["loc"])
+def sentence(detail: ErrorDetails) -> str:
+    """What is wrong with one field, which it names."""
+    field = field_path(detail["loc"])
     match detail["type"]:
         case "missing":
             return f"{field} is missing"
@@ -355,7 +356,7 @@ def _sentence(detail: ErrorDetails) -> str:
             return f"{field or 'the body'}: {message}, not {reprlib.repr(detail['input'])}"
 
 
-def _path(location: tuple[int | str, ...]) -> str:
+def field_path(location: tuple[int | str, ...]) -> str:
     """`("prompt", "chunks", 0)` -> `prompt.chunks[0]`."""
     parts = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
     return parts.removeprefix(".")

@@ -61,8 +61,12 @@ class InProcess:
         for session_id in tuple(self.sessions):
             self._finish(session_id, status)
         closing = threading.Thread(target=self.service.close, name="weaver-closing", daemon=True)
-        closing.start()
-        closing.join(CLOSE_SECONDS)
+        try:
+            closing.start()
+        except RuntimeError:  # from Python 3.12 on no thread starts once the interpreter ends
+            self.service.close()
+        else:
+            closing.join(CLOSE_SECONDS)
 
     def _finish(self, session_id: str, status: str) -> None:
         try:

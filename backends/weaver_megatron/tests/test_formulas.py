@@ -1,0 +1,70 @@
+"""Temperature, entropy and the losses of Weaver's API on two ranks, beside formulas on whole log-softmaxes.
+
+The vocabulary of 131 is padded to 132, so a rank has a row that no token has; chunks are of seven tokens.
+"""
+
+import numpy as np
+import pytest
+import rank_tasks
+import tiny_models
+import torch
+from formulas import CASES, LOSSES, check, expected, made_data
+from parity import create, open_model
+from weaver_megatron.layout import Layout
+
+from weaver.backend import Pass
+
+MODEL = "mlp and head"
+
+
+@pytest.fixture(scope="module")
+def group(groups, models):
+    opened = groups(Layout(tp=2))
+    open_model(opened, models["llama"], budget=24)
+    return opened
+
+
+@pytest.fixture
+def reference(group, models):
+    """The same adapter in transformers and peft."""
+    yield tiny_models.adapted(models["llama"], create(group, (MODEL,))[MODEL])
+    group.call(rank_tasks.call, "drop_model", MODEL)
+
+
+def by_formula(model, cases):
+    """The passes of the cases, and what they should give; gradients are in the model."""
+
+    def logits(datum):
+        return model(input_ids=torch.from_numpy(datum.tokens_T)[None], use_cache=False).logits[0].float()
+
+    def score(datum, temperature):
+        return tiny_models.scores(model, datum, temperature)[0].detach().numpy()
+
+    passes, wanted = [], []
+    for case in cases:
+        data, loss = made_data(case, tiny_models.VOCABULARY, score), LOSSES[case.loss]
+        passes.append(Pass(MODEL, data, loss, case.effective, not loss.forward_only))
+        wanted.append(expected(case, data, logits))
+    return passes, wanted
+
+
+def agree(group, reference, cases):
+    passes, wanted = by_formula(reference, cases)
+    results = group.call(rank_tasks.call, "forward_backward", passes)[0]
+    for case, found, right in zip(cases, results, wanted, strict=True):
+        check(case, found, right)
+    if not any(one.backward for one in passes):
+        return
+    gradients = group.call(rank_tasks.gradients, MODEL)[0]
+    for name, right in tiny_models.gradients(reference).items():
+        size = max(float(right.abs().max()), 1e-6)
+        assert np.abs(gradients[name] - right.numpy()).max() / size <= 1e-4, name
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_a_loss_agrees_with_its_formula(group, reference, case):
+    agree(group, reference, [case])
+
+
+def test_passes_of_all_temperatures_agree_in_one_call(group, reference):
+    agree(group, reference, CASES)

@@ -1,0 +1,5 @@
+"""`TrainingClient`, where users of Weaver's API import it from."""
+
+from weaver.client.training_client import TrainingClient
+
+__all__ = ["TrainingClient"]
