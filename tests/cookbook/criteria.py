@@ -150,6 +150,17 @@ def begins_above(key: str, by: float, untrained: str) -> Criterion:
     return check
 
 
+def lags(key: str, behind: str) -> Criterion:
+    """In some step the number `key` is less than `behind`."""
+
+    def check(outcome: Outcome) -> Iterator[Finding]:
+        gaps = [theirs - ours for ours, theirs in zip(outcome.values(key), outcome.values(behind), strict=True)]
+        met = any(gap > 0 for gap in gaps)
+        yield Finding(f"{_name(key)} is behind {_name(behind)}", f"by at most {max(gaps, default=0):g}", met)
+
+    return check
+
+
 def trains(least: int) -> Criterion:
     """The server ran at least so many forward_backward calls; in process, tokens were trained on."""
 
