@@ -87,10 +87,10 @@ _SDFT = (
 GATE = ("pick_sft", "pick_rl")
 
 
-def _math_rl_async(steps: int, stale: Criterion, **more: object) -> Case:
+def _math_rl_async(name: str, steps: int, stale: Criterion, **more: object) -> Case:
     arguments = f"{_PICK_RL} max_steps={steps} max_steps_off_policy=1 eval_every=0 save_every=0"
     learned = all_of(reaches(REWARD, 0.9, from_below=0.7), stale, trains(4))
-    return _recipe("math_rl_async", "math_rl.train", arguments, learned, needs=("pick_sft",), **more)
+    return _recipe(name, "math_rl.train", arguments, learned, needs=("pick_sft",), **more)
 
 
 def _rl_loop(loss: str, **more: object) -> Case:
@@ -115,9 +115,11 @@ CASES = (
         all_of(_LEARNS_TO_PICK, logs_at("test/" + REWARD, 0, 3), saves("000003", "final"), trains(4)),
         needs=("pick_sft",),
     ),
-    _math_rl_async(7, reaches("async/staleness_max", 1), releases=("0.6.1",)),
+    _math_rl_async("math_rl_async", 7, reaches("async/staleness_max", 1), releases=("0.6.1",)),
     # What is too old to train on 0.5.8 draws anew only while it has more to draw from.
-    _math_rl_async(30, lags("sampling_client/step_min", "training_client/step"), releases=("0.5.8",)),
+    _math_rl_async(
+        "math_rl_async_long", 30, lags("sampling_client/step_min", "training_client/step"), releases=("0.5.8",)
+    ),
     _recipe(
         "math_rl_arithmetic",
         "math_rl.train",
