@@ -277,7 +277,10 @@ def test_pip_install_adds_a_name_and_pip_uninstall_takes_it_away(new_environment
     assert environment.run("python", "-c", "import weaver; print(weaver.__file__)").stdout.startswith(
         str(environment.site)
     )
-    names = "cispo, cross_entropy, custom, dro, gspo, importance_sampling, ppo, stable_reinforce"
+    names = (
+        "cispo, cross_entropy, custom, dro, forward_logprob, gspo, importance_sampling, ppo, ppo_clip, "
+        "stable_reinforce, surrogate, truncated_importance_sampling"
+    )
     gone = f"there is no loss 'gmpo'; there are: {names}"
     assert gone in refusal(environment, tmp_path / "before")
     environment.install(wheels["weaver-loss-gmpo"])
