@@ -139,7 +139,8 @@ def test_a_package_that_cannot_be_imported_is_named_where_a_name_is_missed(envir
             client.forward_backward([datum], "lame").result()
     said = str(missed.value)
     assert "there is no loss 'lame'; there are: cispo," in said
-    assert ", three. The plugin weaver-lame 0.5 is installed but could not be imported: " + why in said
+    assert ", three, " in said
+    assert ". The plugin weaver-lame 0.5 is installed but could not be imported: " + why in said
     strict = environment.run("weaver", "plugins", WEAVER_STRICT_PLUGINS="1")
     assert strict.returncode == 1
     assert f"the plugin weaver-lame 0.5 could not be imported: {why}. Mend or uninstall it" in strict.stderr
