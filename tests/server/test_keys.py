@@ -13,6 +13,7 @@ OPEN = {
     "/api/v1/external_weights/{run}/{name}/{file}",  # signed links
     "/api/v1/archives/{run}/{kind}/{name}.tar",
     "/api/v1/sessions/{session_id}/trace",
+    "/api/v1/artifact-files/{artifact_id}/{name}",
 }
 
 

@@ -17,7 +17,7 @@ def test_a_loss_falls(weaver_server, weaver_registry):
     losses = []
     for _ in range(3):
         losses.append(model.forward_backward([datum], "cross_entropy").result().metrics["loss:sum"])
-        model.optim_step(tinker.AdamParams(learning_rate=0.05)).result()
+        model.optim_step(tinker.AdamParams(learning_rate=0.005)).result()
     assert losses[0] > losses[1] > losses[2]
 """
 
