@@ -126,6 +126,15 @@ def test_logprobs_of_a_changed_distribution_are_not_compared(watched, data, para
         assert MEAN not in metrics(model, draw(model, **params))
 
 
+def test_logprobs_that_the_trainer_scales_are_not_compared(watched, data):
+    with watched.client() as client:
+        model = learner(client, data)
+        passed = [datum(one) for one in draw(model)]
+        found = model.forward_backward(passed, "importance_sampling", {"temperature": 0.5}).result().metrics
+        assert MEAN not in found
+        assert page(watched, model) is None
+
+
 def test_greedy_draws_have_the_models_own_logprobs_and_are_compared(watched, data):
     with watched.client() as client:
         model = learner(client, data)

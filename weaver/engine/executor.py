@@ -84,10 +84,11 @@ class Executor:
         self, passes: Sequence[tuple[str, ForwardBackward]]
     ) -> Sequence[ForwardBackwardResult | WeaverError]:
         """Passes of any models together; each with its result or its error."""
-        outcomes = self._backend.forward_backward([self._resolved(*one) for one in passes])
+        resolved = [self._resolved(*one) for one in passes]
+        outcomes = self._backend.forward_backward(resolved)
         return [
-            outcome if isinstance(outcome, WeaverError) else self._watch.trained(*one, outcome)
-            for one, outcome in zip(passes, outcomes, strict=True)
+            outcome if isinstance(outcome, WeaverError) else self._watch.trained(one, outcome)
+            for one, outcome in zip(resolved, outcomes, strict=True)
         ]
 
     def sees_batch(self, operation: ForwardBackward) -> bool:

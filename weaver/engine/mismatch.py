@@ -17,7 +17,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from weaver.domain import Datum, FloatArray, ForwardBackward, ForwardBackwardResult, SampleRequest, SampleResult
+from weaver.backend import Pass
+from weaver.domain import Datum, FloatArray, ForwardBackwardResult, SampleRequest, SampleResult
 from weaver.loss import TARGET_TOKENS
 
 KEPT: Final = 16_384
@@ -106,20 +107,19 @@ class MismatchWatch:
             while len(self._drawn) > KEPT:
                 self._drawn.popitem(last=False)
 
-    def trained(
-        self, model_id: str, operation: ForwardBackward, result: ForwardBackwardResult
-    ) -> ForwardBackwardResult:
+    def trained(self, one: Pass, result: ForwardBackwardResult) -> ForwardBackwardResult:
         """The result of a pass; with what was found in its metrics, where some of its data were drawn and watched."""
-        if not self._drawn or operation.config.get("temperature", 1.0) != 1.0:
+        if not self._drawn or one.temperature != 1.0:
             return result
-        pairs = zip(operation.data, result.logprobs, strict=True)
-        differences = [found for datum, ours in pairs if (found := self._difference(model_id, datum, ours)) is not None]
+        pairs = zip(one.data, result.logprobs, strict=True)
+        told = [self._difference(one.model_id, datum, ours) for datum, ours in pairs]
+        differences = [found for found in told if found is not None]
         if not differences:
             return result
         with self._lock:
-            self._found[model_id] = self._found.get(model_id, Mismatch()).plus(differences)
+            self._found[one.model_id] = self._found.get(one.model_id, Mismatch()).plus(differences)
         here = Mismatch().plus(differences)
-        self._warn(model_id, here)
+        self._warn(one.model_id, here)
         return replace(result, metrics={**result.metrics, MEAN: here.mean, MAX: here.maximum})
 
     def _difference(self, model_id: str, datum: Datum, trained_T: FloatArray) -> FloatArray | None:
