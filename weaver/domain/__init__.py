@@ -1,7 +1,7 @@
 """Domain values: frozen, over numpy, without torch and without any protocol's spelling."""
 
 from weaver.domain.adapter import Adapter, ModelState, OptimizerState
-from weaver.domain.data import Array, Datum, FloatArray, IntArray, ProvenanceSpan
+from weaver.domain.data import Array, Datum, FloatArray, IntArray, ProvenanceSpan, TokenRows
 from weaver.domain.loss_graph import GraphInput, GraphNode, LossGraph, NodeRef, TorchConstant
 from weaver.domain.models import ModelFacts, ModelSource, OptionValue
 from weaver.domain.operations import (
@@ -100,6 +100,7 @@ __all__ = [
     "StateSaved",
     "StopReason",
     "TargetLogprobs",
+    "TokenRows",
     "TopLogprobs",
     "TorchConstant",
 ]

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from weaver.domain.data import FloatArray, IntArray
+from weaver.domain.data import FloatArray, IntArray, TokenRows
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,8 @@ class SamplingParams:
 
     `temperature` 0 is greedy. `top_k` -1 and `top_p` 1 keep everything. `stop_token_ids` None means the model's own end
     tokens, `()` means none; a stop token, or the token that completes a stop string, is part of what is returned.
-    The same `seed` draws the same tokens whatever else runs; None draws fresh ones.
+    The same `seed` draws the same tokens whatever else runs; None draws fresh ones. None of the first `min_tokens` is
+    a stop token, which has no probability there; stop strings are looked for when there are that many.
     """
 
     max_tokens: int
@@ -31,6 +32,7 @@ class SamplingParams:
     seed: int | None = None
     stop_token_ids: tuple[int, ...] | None = None
     stop_strings: tuple[str, ...] = ()
+    min_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,8 @@ class SampleRequest:
     Both are of softmax(logits / `prompt_temperature`).
     `prompt_alternatives` draws that many tokens at every position of the prompt but the first.
 
+    With `sampling_mask` each sequence says which tokens each of its own was drawn among.
+
     A `listener` hears of every drawn token in its order, before the result is there, from a sampler that can tell; one
     that cannot tells nothing. The result is whole either way.
     """
@@ -108,6 +112,7 @@ class SampleRequest:
     topk_sample_logprobs: int = 0
     inflight: Inflight | None = None
     listener: Listener | None = None
+    sampling_mask: bool = False
 
 
 class StopReason(StrEnum):
@@ -127,12 +132,16 @@ class TopLogprobs:
 @dataclass(frozen=True, slots=True, eq=False)
 class SampledSequence:
     """`logprobs` are of the drawn tokens under the distribution they were drawn from (after temperature, top_k and
-    top_p); at temperature 0 they are the model's own. `top_logprobs` are of the same distributions, one row each."""
+    top_p); at temperature 0 they are the model's own. `top_logprobs` are of the same distributions, one row each.
+    `sampling_mask` has a row for each token too: those that top_k, top_p and min_tokens left, in ascending order, with
+    the drawn one; it is empty where the whole vocabulary was left.
+    """
 
     tokens: IntArray
     logprobs: FloatArray
     stop_reason: StopReason
     top_logprobs: TopLogprobs | None = None
+    sampling_mask: TokenRows | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
