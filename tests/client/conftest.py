@@ -1,79 +1,40 @@
 """Two ways to a service: in this process, and over HTTP to a real server. A tiny model and its tokenizer."""
 
 import threading
+from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-import torch
-import uvicorn
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import weaver
+from tests.serving import serving
+from tests.tiny_models import write_llama, write_words
 from weaver.backend import ModelSource
 from weaver.compat.tinker.transports.in_process import end_all
 from weaver.config import Config
-from weaver.server.app import create_app
-from weaver.server.serve import listening_socket, url_of
 from weaver.service import Service
 
-MODEL, VOCABULARY = "tiny/llama", 97
-SHAPE = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 48,
-    "intermediate_size": 80,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-    "initializer_range": 0.2,
-    "bos_token_id": None,
-    "eos_token_id": 1,
-    "pad_token_id": 1,
-    "tie_word_embeddings": False,
-}
+MODEL = "tiny/llama"
 
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory):
     """A tiny random model whose tokens are the words w0, w1, ..."""
-    torch.manual_seed(0)
-    made = tmp_path_factory.mktemp("models") / "llama"
-    LlamaForCausalLM(LlamaConfig(**SHAPE)).save_pretrained(made)
-    words = {f"w{index}": index for index in range(VOCABULARY)}
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel(words, unk_token="w0")), eos_token="w1")
-    tokenizer.save_pretrained(made)
-    return made
+    return write_words(write_llama(tmp_path_factory.mktemp("models") / "llama"))
 
 
 @pytest.fixture(scope="session")
 def serve(folder, tmp_path_factory):
     """Starts servers in threads of this process: their URL and service."""
-    stops = []
+    with ExitStack() as stack:
 
-    def started(api_keys=()):
-        models = (ModelSource(MODEL, str(folder), "cpu"),)
-        service = Service(Config(models=models, data_dir=tmp_path_factory.mktemp("server")))
-        app, bound = create_app(service, api_keys), listening_socket("127.0.0.1", 0)
-        bound.listen(128)
-        running = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off", ws="none"))
-        thread = threading.Thread(target=running.run, kwargs={"sockets": [bound]})
-        thread.start()
+        def started(api_keys=()):
+            models = (ModelSource(MODEL, str(folder), "cpu"),)
+            service = Service(Config(models=models, data_dir=tmp_path_factory.mktemp("server")))
+            stack.callback(service.close)
+            return stack.enter_context(serving(service, api_keys)), service
 
-        def stop():
-            app.state.context.stopping.set()
-            running.should_exit = True
-            thread.join()
-            bound.close()
-            service.close()
-
-        stops.append(stop)
-        return url_of(bound), service
-
-    yield started
-    for stop in stops:
-        stop()
+        yield started
 
 
 @pytest.fixture(scope="session")

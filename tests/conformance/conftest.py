@@ -1,24 +1,19 @@
 """A server of ours to check, and a way to build one with a fault: by other plugins, or by a subclass."""
 
 import sys
-import threading
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib import util
 from pathlib import Path
 
 import pytest
-import tokenizers
-import torch
-import uvicorn
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+import tests.serving
+from tests.tiny_models import write_llama, write_words
 from weaver.backend import ModelSource
 from weaver.config import Config
 from weaver.conformance.lab import Lab
 from weaver.registry import load_registry
-from weaver.server.app import create_app
-from weaver.server.serve import listening_socket, url_of
 from weaver.service import Service
 
 MODEL = "tiny/llama"
@@ -41,18 +36,7 @@ def same(thing):
 
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory):
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("conformance") / "llama"
-    config = LlamaConfig(
-        vocab_size=97, hidden_size=48, intermediate_size=80, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=256, initializer_range=0.2, tie_word_embeddings=False,
-        bos_token_id=None, eos_token_id=1, pad_token_id=1,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder)
-    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({f"w{token}": token for token in range(97)}, "w0"))
-    words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=words, eos_token="w1").save_pretrained(folder)
-    return folder
+    return write_words(write_llama(tmp_path_factory.mktemp("conformance") / "llama"))
 
 
 @pytest.fixture(scope="session")
@@ -70,19 +54,11 @@ def serving(model_folder, tmp_path_factory):
         )
         source = ModelSource(MODEL, str(model_folder), "cpu")
         service = service_class(Config(models=(source,), data_dir=tmp_path_factory.mktemp("data")), registry)
-        app = create_app(service)
-        with listening_socket("127.0.0.1", 0) as bound:
-            bound.listen(512)
-            server = uvicorn.Server(uvicorn.Config(wrap_app(app), log_level="warning", lifespan="off", ws="none"))
-            thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
-            thread.start()
-            try:
-                yield url_of(bound)
-            finally:
-                app.state.context.stopping.set()
-                server.should_exit = True
-                thread.join()
-                service.close()
+        try:
+            with tests.serving.serving(service, wrap=wrap_app) as address:
+                yield address
+        finally:
+            service.close()
 
     return serve
 

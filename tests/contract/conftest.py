@@ -1,49 +1,28 @@
 """Three ways to train, which must not differ: the vendor's SDK over HTTP, weaver's tinker over HTTP and in process."""
 
 import os
-import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tinker as sdk
-import torch
-import uvicorn
 from safetensors.numpy import load_file
-from transformers import LlamaConfig, LlamaForCausalLM
 
 import weaver.compat.tinker as ours
+from tests.serving import serving
+from tests.tiny_models import VOCABULARY, write_llama
 from weaver.backend import ModelSource
 from weaver.compat.tinker.transports.in_process import end_all, in_process
 from weaver.config import Config
-from weaver.server.app import create_app
-from weaver.server.serve import listening_socket, url_of
 from weaver.service import Service
 
-MODEL, VOCABULARY, CONTEXT = "tiny/llama", 97, 256
-SHAPE = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 48,
-    "intermediate_size": 80,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": CONTEXT,
-    "initializer_range": 0.2,
-    "bos_token_id": None,
-    "eos_token_id": 1,
-    "pad_token_id": 1,
-    "tie_word_embeddings": False,
-}
+MODEL = "tiny/llama"
 
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory):
     """A tiny random model."""
-    torch.manual_seed(0)
-    made = tmp_path_factory.mktemp("models") / "llama"
-    LlamaForCausalLM(LlamaConfig(**SHAPE)).save_pretrained(made)
-    return made
+    return write_llama(tmp_path_factory.mktemp("models") / "llama")
 
 
 @pytest.fixture(scope="session")
@@ -51,16 +30,8 @@ def server(folder, tmp_path_factory):
     """A server in threads of this process: its URL and its service."""
     models = (ModelSource(MODEL, str(folder), "cpu"),)
     service = Service(Config(models=models, data_dir=tmp_path_factory.mktemp("server")))
-    app, bound = create_app(service), listening_socket("127.0.0.1", 0)
-    bound.listen(128)
-    running = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off", ws="none"))
-    thread = threading.Thread(target=running.run, kwargs={"sockets": [bound]})
-    thread.start()
-    yield url_of(bound), service
-    app.state.context.stopping.set()
-    running.should_exit = True
-    thread.join()
-    bound.close()
+    with serving(service) as url:
+        yield url, service
     service.close()
 
 

@@ -1,16 +1,13 @@
 """Weaver's client on a bad network: what is lost is asked for again, and nothing happens twice."""
 
-import threading
-
 import pytest
-import uvicorn
 
+from tests.serving import Running
 from weaver.backend import ModelSource
 from weaver.compat import tinker
 from weaver.config import Config
 from weaver.conformance.relay import relaying
 from weaver.server.app import create_app
-from weaver.server.serve import listening_socket, url_of
 from weaver.service import Service
 
 MODEL = "tiny/llama"
@@ -20,22 +17,12 @@ class LateServer:
     """Its address is known before it listens; it answers polls after a twentieth of a second."""
 
     def __init__(self, folder, data_dir, **options):
-        self._socket = listening_socket("127.0.0.1", 0)
-        self.url = url_of(self._socket)
         self.service = Service(Config(models=(ModelSource(MODEL, str(folder), "cpu"),), data_dir=data_dir))
-        self._app = create_app(self.service, poll_seconds=0.05, **options)
-        self._server = uvicorn.Server(uvicorn.Config(self._app, log_level="warning", lifespan="off", ws="none"))
-        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._socket]})
-
-    def start(self):
-        self._socket.listen(128)
-        self._thread.start()
+        self._running = Running(create_app(self.service, poll_seconds=0.05, **options))
+        self.url, self.start = self._running.url, self._running.start
 
     def stop(self):
-        self._app.state.context.stopping.set()
-        self._server.should_exit = True
-        self._thread.join()
-        self._socket.close()
+        self._running.stop()
         self.service.close()
 
 

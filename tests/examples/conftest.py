@@ -2,23 +2,20 @@
 
 import importlib.util
 import sys
-import threading
 from pathlib import Path
 
 import pytest
 import tinker as sdk
 import torch
-import uvicorn
 from tokenizers import Tokenizer, decoders
 from tokenizers.models import BPE
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import weaver.compat.tinker as ours
+from tests.serving import serving
 from weaver.backend import ModelSource
 from weaver.compat.tinker.transports.in_process import end_all, in_process
 from weaver.config import Config
-from weaver.server.app import create_app
-from weaver.server.serve import listening_socket, url_of
 from weaver.service import Service
 
 LOSSES = Path(__file__).parents[2] / "examples/losses"
@@ -53,16 +50,8 @@ def model(tmp_path_factory):
 def server(model, tmp_path_factory):
     """A server in threads of this process: its URL and its service."""
     service = Service(Config(models=(ModelSource(model, model, "cpu"),), data_dir=tmp_path_factory.mktemp("server")))
-    app, bound = create_app(service), listening_socket("127.0.0.1", 0)
-    bound.listen(128)
-    running = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off", ws="none"))
-    thread = threading.Thread(target=running.run, kwargs={"sockets": [bound]})
-    thread.start()
-    yield url_of(bound), service
-    app.state.context.stopping.set()
-    running.should_exit = True
-    thread.join()
-    bound.close()
+    with serving(service) as url:
+        yield url, service
     service.close()
 
 

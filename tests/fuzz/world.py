@@ -6,17 +6,15 @@ id of something that exists it holds a marker like `zzsession_id0zz`, which `Wor
 
 import json
 import re
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from urllib.parse import quote
 
 import httpx
-import uvicorn
 
 from tests.fuzz.state import Rows, backend_of, first_free, numbers_of, state_of
+from tests.serving import Running
 from weaver.server.app import create_app
-from weaver.server.serve import listening_socket, url_of
 from weaver.service import Service
 
 DEADLINE = 10.0
@@ -78,22 +76,14 @@ class World:
         self.base_model = base_model
         self.service = service_class(config)
         self.data_dir, self._rows = config.data_dir, Rows(self.service)
-        self._app = create_app(self.service, poll_seconds=POLL)
-        self._socket = listening_socket("127.0.0.1", 0)
-        self._socket.listen(64)
-        self._server = uvicorn.Server(uvicorn.Config(self._app, log_level="critical", lifespan="off", ws="none"))
-        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._socket]})
-        self._thread.start()
-        self.http = httpx.Client(base_url=url_of(self._socket), timeout=deadline)
+        self._running = Running(create_app(self.service, poll_seconds=POLL), log_level="critical").start()
+        self.http = httpx.Client(base_url=self._running.url, timeout=deadline)
         self.known, self._numbers, self._session_id, self._model_id = Known(), 0, None, None
 
     def close(self):
         self.http.close()
         self._rows.close()
-        self._app.state.context.stopping.set()
-        self._server.should_exit = True
-        self._thread.join()
-        self._socket.close()
+        self._running.stop()
         self.service.close()
 
     # Requests

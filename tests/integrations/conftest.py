@@ -6,7 +6,7 @@ from weaver_nexau.model import TEMPLATE
 
 import weaver
 from tests.openai.conftest import write_model
-from tests.server.conftest import serving
+from tests.serving import serving
 from weaver.backend import ModelSource
 from weaver.config import Config
 from weaver.service import Service

@@ -2,63 +2,32 @@
 
 import json
 import os
-import re
-import signal
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
-import torch
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from tests.serving import serving_command
+from tests.tiny_models import write_llama, write_words
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 from environment import INSIDE, KEY, PYTHON, SMOL, TINY, checks
 
-VOCABULARY = 97
-
 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory):
     """A tiny random model whose tokens are the words w0, w1, ..."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=48,
-        intermediate_size=80,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        initializer_range=0.2,
-        bos_token_id=None,
-        eos_token_id=1,
-        pad_token_id=1,
-        tie_word_embeddings=False,
-    )
-    folder = tmp_path_factory.mktemp("models") / "llama"
-    LlamaForCausalLM(config).save_pretrained(folder)
-    words = {f"w{index}": index for index in range(VOCABULARY)}
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel(words, unk_token="w0")), eos_token="w1")
-    tokenizer.save_pretrained(folder)
-    return folder
+    return write_words(write_llama(tmp_path_factory.mktemp("models") / "llama"))
 
 
 @pytest.fixture(scope="session")
 def url(tiny_folder, tmp_path_factory):
-    command = [sys.executable, "-m", "weaver.server.cli", "serve", "--port", "0", "--device", "cpu", "--api-key", KEY]
     models = ["--model", f"{SMOL}=demo", "--model", f"{TINY}={tiny_folder}"]
-    data = ["--data-dir", str(tmp_path_factory.mktemp("data"))]
-    with subprocess.Popen([*command, *models, *data], stdout=subprocess.PIPE, text=True, env=os.environ) as process:
-        try:
-            yield re.search(r"ready: (http://\S+) ", process.stdout.readline())[1]
-        finally:
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(60) == 0
+    with serving_command(tmp_path_factory.mktemp("data"), "--api-key", KEY, *models) as address:
+        yield address
 
 
 @pytest.fixture(scope="session")

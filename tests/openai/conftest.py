@@ -7,7 +7,7 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from tests.server.conftest import serving
+from tests.serving import serving
 from weaver.backend import ModelSource
 from weaver.config import Config
 from weaver.service import Service

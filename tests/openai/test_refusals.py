@@ -7,7 +7,8 @@ import openai
 import pytest
 
 from tests.fuzz.state import Rows
-from tests.server.conftest import echo_config, serving
+from tests.server.conftest import echo_config
+from tests.serving import serving
 from weaver.service import Service
 
 from .conftest import CONTEXT, MODEL, open_service

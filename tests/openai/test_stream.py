@@ -9,7 +9,7 @@ import httpx
 import openai
 import pytest
 
-from tests.server.conftest import serving
+from tests.serving import serving
 from weaver.errors import LossFailed
 
 from .conftest import CONTEXT, MODEL, open_service

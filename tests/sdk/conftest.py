@@ -1,7 +1,6 @@
 """The vendor's own SDK against a real server: tiny random models, the peft backend, the embedded sampler."""
 
 import json
-import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -10,32 +9,18 @@ import numpy as np
 import pytest
 import tinker
 import torch
-import uvicorn
 from peft import PeftModel
 from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
+from tests.serving import Running
+from tests.tiny_models import SHAPE, VOCABULARY
 from weaver.backend import ModelSource
 from weaver.config import Config
 from weaver.server.app import create_app
-from weaver.server.serve import listening_socket, url_of
 from weaver.service import Service
 
 LLAMA, QWEN = "tiny/llama", "tiny/qwen3"
-VOCABULARY, CONTEXT = 97, 256
-SHAPE = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 48,
-    "intermediate_size": 80,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": CONTEXT,
-    "initializer_range": 0.2,
-    "bos_token_id": None,
-    "eos_token_id": 1,
-    "pad_token_id": 1,
-}
 
 
 @pytest.fixture(scope="session")
@@ -73,19 +58,11 @@ class Server:
         models = tuple(ModelSource(name, str(folder), "cpu") for name, folder in self.folders.items())
         config = Config(models=models, data_dir=self.data_dir, **self.settings)
         self.service = Service(config, self.registry, self.clock, self.ticks)
-        self._app = create_app(self.service)
-        self._socket = listening_socket("127.0.0.1", 0)
-        self._socket.listen(512)  # connections wait from here on: nobody needs to poll for readiness
-        self.url = url_of(self._socket)
-        self._server = uvicorn.Server(uvicorn.Config(self._app, log_level="warning", lifespan="off", ws="none"))
-        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._socket]})
-        self._thread.start()
+        self._running = Running(create_app(self.service)).start()
+        self.url = self._running.url
 
     def stop(self):
-        self._app.state.context.stopping.set()
-        self._server.should_exit = True
-        self._thread.join()
-        self._socket.close()
+        self._running.stop()
         self.service.close()
 
     def client(self, **options):

@@ -1,14 +1,9 @@
 """One real server in a process of its own, as the command `weaver serve` starts it, and the table at the end."""
 
-import os
-import re
-import signal
-import subprocess
-import sys
-
 import pytest
-import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+
+from tests.serving import serving_command
+from tests.tiny_models import write_llama
 
 MODEL = "tiny/llama"
 TABLE = pytest.StashKey[dict]()
@@ -16,36 +11,14 @@ TABLE = pytest.StashKey[dict]()
 
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory):
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=97,
-        hidden_size=48,
-        intermediate_size=80,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        initializer_range=0.2,
-        bos_token_id=None,
-        eos_token_id=1,
-        pad_token_id=1,
-    )
-    folder = tmp_path_factory.mktemp("models") / "llama"
-    LlamaForCausalLM(config).save_pretrained(folder)
-    return folder
+    return write_llama(tmp_path_factory.mktemp("models") / "llama")
 
 
 @pytest.fixture(scope="session")
 def server(model_folder, tmp_path_factory):
     """URL and model of a server that all versions share."""
-    command = [sys.executable, "-m", "weaver.server.cli", "serve", "--port", "0", "--device", "cpu"]
-    options = ["--model", f"{MODEL}={model_folder}", "--data-dir", str(tmp_path_factory.mktemp("data"))]
-    with subprocess.Popen([*command, *options], stdout=subprocess.PIPE, text=True, env=os.environ) as process:
-        try:
-            yield re.search(r"ready: (http://\S+) ", process.stdout.readline())[1], MODEL
-        finally:
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(30) == 0
+    with serving_command(tmp_path_factory.mktemp("data"), "--model", f"{MODEL}={model_folder}") as url:
+        yield url, MODEL
 
 
 @pytest.fixture(scope="session")

@@ -11,12 +11,11 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from tests.serving import serving
 from weaver.backend import ModelSource
 from weaver.config import Config
 from weaver.server.cli import weaver
 from weaver.service import Service
-
-from .conftest import serving
 
 MODEL = "tiny/llama"
 TOKENS = [5, 9, 33, 60, 2, 17]

@@ -5,7 +5,8 @@ import threading
 import httpx
 import pytest
 
-from tests.server.conftest import MODEL, echo_config, serving
+from tests.server.conftest import MODEL, echo_config
+from tests.serving import serving
 from weaver.errors import NotAuthenticated
 from weaver.operators import Authenticator
 from weaver.registry import load_registry

@@ -11,11 +11,10 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
+from tests.serving import serving
 from weaver.backend import ModelSource
 from weaver.config import Config
 from weaver.service import Service
-
-from .conftest import serving
 
 TEMPLATE = "{% for message in messages %}<s>{{ message['content'] }}{% endfor %}"
 CONVERSATION = [{"role": "user", "content": "b a"}]
