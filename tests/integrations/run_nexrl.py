@@ -3,8 +3,9 @@
     python tests/integrations/run_nexrl.py --nexrl NEXRL [--nexau NEXAU] [--way WAY]... [--steps 20] [OVERRIDE]...
 
 NEXRL and NEXAU are checkouts of the public repositories; `make nexrl` installs what they need. The ways: `nex-weaver`,
-`weaver` (this package in its place), `tinker`; with NexAU `agent` (over the OpenAI endpoint) and `token-agent`. The
-status is 1 where a run failed or the reward did not rise. OVERRIDE are Hydra's, such as data.rollout_repeat_n=4.
+`weaver` (this package in its place), `tinker`, `distill` (from a teacher's logprobs); with NexAU `agent` (over the
+OpenAI endpoint) and `token-agent`. The status is 1 where a run failed or the reward did not rise. OVERRIDE are Hydra's,
+such as data.rollout_repeat_n=4.
 """
 
 import argparse
@@ -30,13 +31,14 @@ LIMIT = 7200
 
 @dataclass(frozen=True)
 class Way:
-    """`weaver` says which package of that name NexRL imports."""
+    """`weaver` says which package of that name NexRL imports; `taught`, that the server trains a teacher first."""
 
     recipe: Path
     config: str
     model: str
     weaver: Path
     agent: bool = False
+    taught: bool = False
     overrides: tuple[str, ...] = ()
 
 
@@ -50,6 +52,7 @@ WAYS = {
     "nex-weaver": Way(WORDS, "weaver", DEMO, NEX_WEAVER),
     "weaver": Way(WORDS, "weaver", DEMO, ROOT),
     "tinker": Way(WORDS, "tinker", "Qwen/Qwen3-4B-Instruct-2507", NEX_WEAVER),
+    "distill": Way(WORDS, "distill", DEMO, NEX_WEAVER, taught=True),
     "agent": Way(AGENT, "weaver", "number-agent", NEX_WEAVER, agent=True),
     "token-agent": Way(AGENT, "weaver", "number-agent", ROOT, agent=True, overrides=TOKENS),
 }
@@ -107,6 +110,8 @@ def run(name: str, folder: Path, tokenizer: Path, asked: argparse.Namespace) -> 
     rewards: list[float] = []
     with served(way.model, folder, work) as url, (work / "nexrl.log").open("w") as log:
         told = settings(way, url, tokenizer, sources) | {"EXPERIMENT_PATH": str(work / "experiment")}
+        if way.taught:
+            told["TEACHER_PATH"] = teacher(url)
         nexrl = subprocess.Popen(
             command, env=told, cwd=work, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
@@ -119,6 +124,15 @@ def run(name: str, folder: Path, tokenizer: Path, asked: argparse.Namespace) -> 
         if nexrl.wait(LIMIT) != 0 or len(rewards) < asked.steps:
             sys.exit(f"{name}: NexRL ended with status {nexrl.returncode} after {len(rewards)} steps: {work}/nexrl.log")
     return rewards
+
+
+def teacher(url: str) -> str:
+    """The path of a teacher's weights."""
+    told = os.environ | {"WEAVER_BASE_URL": url, "WEAVER_API_KEY": "local"}
+    command = [sys.executable, "-m", "weaver_nexrl.teacher"]
+    said = subprocess.run(command, env=told, text=True, stdout=subprocess.PIPE, check=True).stdout.splitlines()
+    print(*said[:-1], sep="\n", flush=True)
+    return said[-1]
 
 
 def rose(rewards: list[float]) -> bool:

@@ -1,14 +1,17 @@
 """What the recipes say agrees with what the packages beside them do."""
 
 import json
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import weaver_nexau
 import weaver_nexrl
 import yaml
 from weaver_nexau.model import with_tools
 from weaver_nexau.task import ASKED, KNOWN, SYSTEM, TOOL, conversation, lookup, question
+from weaver_nexrl.teacher import ANSWER, datum
 from weaver_nexrl.tokenizer import write
 
 from tests.openai.conftest import byte_tokenizer
@@ -60,6 +63,24 @@ def test_the_prompts_are_conversations_that_fill_every_step():
     assert len(asked) == recipe["trainer"]["total_train_steps"] * recipe["data"]["batch_size"]
     assert len({one["prompt"][0]["content"] for one in asked}) == len(asked)
     assert all(recipe["rollout_worker"]["word"] in one["prompt"][0]["content"] for one in asked)
+
+
+def test_the_teacher_says_what_the_recipe_rewards_with_all_there_is(tokenizer):
+    recipe = read(WORDS / "common.yaml")["rollout_worker"]
+    assert len(re.findall(rf"\b{recipe['word']}\b", ANSWER)) >= recipe["enough"]
+    made = datum(tokenizer, lines(WORDS / "prompts.jsonl")[0]["prompt"])
+    counts = np.asarray(made.loss_fn_inputs["weights"]) > 0
+    said = np.asarray(made.loss_fn_inputs["target_tokens"])[counts]
+    assert tokenizer.decode(said) == ANSWER + tokenizer.eos_token
+    assert tokenizer.decode(made.model_input.to_ints()[: -len(said) + 1]).endswith("<|im_start|>assistant\n")
+
+
+def test_the_distilling_recipe_is_the_one_through_weavers_api_with_a_teacher():
+    recipe = read(WORDS / "distill.yaml")
+    assert recipe["defaults"] == ["weaver", "_self_"]
+    assert recipe["trainer"]["teachers"] == [
+        {"base_model": "${service.inference_service.model}", "checkpoint": "${oc.env:TEACHER_PATH}"}
+    ]
 
 
 @pytest.mark.parametrize("path", [WORDS / "common.yaml", AGENT / "weaver.yaml"])
