@@ -31,7 +31,8 @@ class Pass:
 
     A loss with `batch` needs the logprobs of all `data` before it can be evaluated; `weaver.evaluation` calls both.
 
-    All logprobs, those of the result too, and all entropies are of softmax(logits / `temperature`).
+    All logprobs, those of the result too, and all entropies are of softmax(logits / `temperature`): over the whole
+    vocabulary, and where a datum has a `sampling_mask`, over the tokens of the target's row, if it names any.
     """
 
     model_id: str
@@ -107,6 +108,8 @@ class BackendFactory:
     the first returns counts; of passes, all must say which failed. They find RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR
     and MASTER_PORT in the environment, as from torchrun. One that ends takes the others with it: all start again, with
     every adapter as it was.
+
+    `sampling_masks` says that the backend heeds those of data; without it no datum that has one gets to the backend.
     """
 
     name: str
@@ -116,6 +119,7 @@ class BackendFactory:
     merge: Callable[[ModelSource, Adapter, Path], None] = cannot_merge
     options: tuple[BackendOption, ...] = ()
     processes: Callable[[Mapping[str, OptionValue]], int] | None = None
+    sampling_masks: bool = False
 
     def effective_options(self, given: Mapping[str, OptionValue]) -> Mapping[str, OptionValue]:
         """`given` checked against what is declared, with defaults filled in. Raises InvalidInput naming the option."""

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 TARGET_TOKENS: Final = "target_tokens"
 LOGPROBS: Final = "logprobs"
+SAMPLING_MASK: Final = "sampling_mask"
 ENTROPY: Final = "entropy"
 REDUCTIONS: Final = ("sum", "mean", "min", "max")
 """How a loss's metrics, named `name:reduction`, are put together."""
@@ -101,7 +102,8 @@ ENTROPY_COEFF: Final = ConfigField(
     "entropy_coeff", 0.0, role="entropy", description="how much the sum of the tokens' entropies lowers the loss"
 )
 """For a loss's `config`: where it is not 0 the function finds among its inputs, as "entropy", (T,) the entropy of each
-token's whole distribution, -Σ p log p over the vocabulary, float32 and differentiable."""
+token's whole distribution, -Σ p log p over the vocabulary, float32 and differentiable; over the tokens of its row where
+a datum has a sampling mask."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +159,10 @@ class Loss:
 
     A `forward_only` loss has a value to report and no gradient: a pass with a backward part is refused.
 
+    With `sampling_masks` a datum may say which tokens each of its targets was drawn among: the logprobs and entropies
+    that the function gets are then of softmax(logits / temperature) over those alone. The function does not see the
+    mask. To other losses a datum with one is refused.
+
     A loss with `from_graph` is none by itself: `from_graph(graph)` is the loss that a client's graph computes, and has
     it as its `graph`: functions do not travel to other processes, names and graphs do.
 
@@ -179,10 +185,11 @@ class Loss:
     graph: LossGraph | None = field(default=None, compare=False)
     spellings: tuple[tuple[str, ...], ...] = ()
     forward_only: bool = False
+    sampling_masks: bool = False
 
     def __post_init__(self) -> None:
         """Raises PluginBroken for a record that contradicts itself."""
-        reserved = (ENTROPY,) if self._of_role("entropy") else ()
+        reserved = (ENTROPY,) * bool(self._of_role("entropy")) + (SAMPLING_MASK,) * self.sampling_masks
         self._check_names("inputs", (one.name for one in self.inputs), reserved)
         self._check_names("config", (one.name for one in self.config), reserved=())
         self._check_names("outputs", (one.name for one in self.outputs), reserved=(LOGPROBS,))

@@ -65,4 +65,6 @@ def _heavy(module: str) -> ModuleType:
 @hookimpl
 def weaver_backends() -> Iterable[BackendFactory]:
     description = "megatron-core with LoRA adapters, tensor-parallel, a process for each rank"
-    yield BackendFactory("megatron", _describe, _open_rank, description, _merge, OPTIONS, _processes)
+    yield BackendFactory(
+        "megatron", _describe, _open_rank, description, _merge, OPTIONS, _processes, sampling_masks=True
+    )

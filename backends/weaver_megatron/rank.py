@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from weaver_peft.logprobs import LossGradients
 from weaver_peft.micro_batches import Run, pieces, runs
+from weaver_peft.sampling_masks import kept_tokens
 
 from weaver.backend import Pass
 from weaver.domain import ForwardBackwardResult, LoraSpec, ModelSource, ModelState, OptimParams
@@ -161,7 +162,8 @@ class RankBackend:
             for piece in pieces(run, head.chunk_tokens):
                 targets_TK = torch.cat([targets_of(passes[item.number], item.index) for item in piece.items])
                 targets_TK, piece_TH = targets_TK.to(self._ranks.device), hidden_TH[piece.start : piece.stop]
-                scored = target_logprobs(head, piece_TH, targets_TK, entropy=piece.entropy)
+                kept = kept_tokens(passes, piece.items, self._ranks.device)
+                scored = target_logprobs(head, piece_TH, targets_TK, entropy=piece.entropy, kept=kept)
                 loss_gradients = self._evaluate(passes, piece, scored, attempt)
                 if not piece.items[0].backward:
                     continue

@@ -41,7 +41,7 @@ def _heavy(module: str) -> ModuleType:
 @hookimpl
 def weaver_backends() -> Iterable[BackendFactory]:
     description = "transformers with LoRA adapters, on a CPU or one GPU"
-    yield BackendFactory("peft", _describe, _open_backend, description, _merge)
+    yield BackendFactory("peft", _describe, _open_backend, description, _merge, sampling_masks=True)
 
 
 @hookimpl

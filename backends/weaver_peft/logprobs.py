@@ -3,7 +3,8 @@
 The loss is arithmetic on logprobs, so its gradient with respect to them, g, is all the output layer needs to know:
 d loss / d logits[t, v] = sum over k of g[t, k] · (1[v = target[t, k]] - p[t, v]). Where it is arithmetic on entropies
 H = -Σ p log p too, with a gradient h by them, - h[t] · p[t, v] · (log p[t, v] + H[t]) comes on top. At a temperature
-these logits are the model's divided by it, and so the model's have this gradient divided by it.
+these logits are the model's divided by it, and so the model's have this gradient divided by it. Logits of tokens that a
+sampler dropped are -inf: their p is 0, and so is their gradient by the same formula.
 
 Shapes: T tokens, C tokens of one chunk, V vocabulary, H hidden size, K targets per token, R the adapter's rank.
 """
@@ -15,6 +16,7 @@ import torch
 
 from weaver_peft.call import LoraPair
 from weaver_peft.products import product
+from weaver_peft.sampling_masks import Kept
 
 CHUNK_ELEMENTS = {"cpu": 1 << 24, "cuda": 1 << 27}
 """Elements of one chunk of logits: 64 MB of float32 on a CPU (measured best there: 32 and 128 MB are slower)."""
@@ -48,7 +50,7 @@ class Head:
 @dataclass(frozen=True, slots=True, eq=False)
 class Scored:
     """Target logprobs, (T, K), and the whole distributions they are of, (T, V), when these fit in one chunk; their
-    entropies, (T,), where they were asked for.
+    entropies, (T,), where they were asked for; what the distributions are over, where that is not all.
 
     The distributions lie in the workspace: they are good until it is used again.
     """
@@ -56,6 +58,7 @@ class Scored:
     logprobs_TK: torch.Tensor
     distributions_TV: torch.Tensor | None
     entropy_T: torch.Tensor | None = None
+    kept: Kept | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -96,18 +99,21 @@ class HeadGradients:
     b: torch.Tensor | None
 
 
-def target_logprobs(head: Head, hidden_TH: torch.Tensor, targets_TK: torch.Tensor, *, entropy: bool = False) -> Scored:
+def target_logprobs(
+    head: Head, hidden_TH: torch.Tensor, targets_TK: torch.Tensor, *, entropy: bool = False, kept: Kept | None = None
+) -> Scored:
     """Log probabilities of the targets, float32, and entropies where asked. No graph is built. What fits in one chunk
     keeps its distributions."""
     logprobs_TK = torch.empty(targets_TK.shape, device=targets_TK.device)
     entropy_T = torch.empty(len(targets_TK), device=targets_TK.device) if entropy else None
     for rows in _chunks(head, len(hidden_TH)):
-        distributions_CV = _distributions(head, hidden_TH[rows])
+        kept_here = None if kept is None else kept.of(torch.arange(rows.start, rows.stop, device=hidden_TH.device))
+        distributions_CV = _distributions(head, hidden_TH[rows], kept_here)
         torch.gather(distributions_CV, 1, targets_TK[rows], out=logprobs_TK[rows])
         if entropy_T is not None:
-            entropy_T[rows] = _entropy(head, distributions_CV)
+            entropy_T[rows] = _entropy(head, distributions_CV, kept)
     kept_TV = distributions_CV if len(hidden_TH) <= head.workspace.chunk_tokens else None
-    return Scored(logprobs_TK, kept_TV, entropy_T)
+    return Scored(logprobs_TK, kept_TV, entropy_T, kept)
 
 
 def head_gradients(
@@ -126,14 +132,15 @@ def head_gradients(
     for rows in _chunks(head, len(used)):
         tokens = used[rows]
         if scored.distributions_TV is None:
-            distributions_CV, spare_CV = _distributions(head, hidden_TH[tokens]), workspace.selected[: len(tokens)]
+            kept_here = None if scored.kept is None else scored.kept.of(tokens)
+            distributions_CV = _distributions(head, hidden_TH[tokens], kept_here)
+            spare_CV = workspace.selected[: len(tokens)]
         else:
             selected_CV = workspace.selected[: len(tokens)]
             distributions_CV = torch.index_select(scored.distributions_TV, 0, tokens, out=selected_CV)
             spare_CV = workspace.computed[: len(tokens)]  # all are in this chunk
-        entropy_C = None if scored.entropy_T is None else scored.entropy_T[tokens]
         logits_gradient_CV = _logits_gradient(
-            distributions_CV, spare_CV, targets_TK[tokens], gradient.of(tokens), entropy_C
+            distributions_CV, spare_CV, targets_TK[tokens], gradient.of(tokens), scored, tokens
         )
         if head.temperature != 1:
             logits_gradient_CV.div_(head.temperature)
@@ -160,33 +167,43 @@ def _logits_gradient(
     spare_CV: torch.Tensor,
     targets_CK: torch.Tensor,
     gradient: LossGradients,
-    entropy_C: torch.Tensor | None,
+    scored: Scored,
+    tokens: torch.Tensor,
 ) -> torch.Tensor:
-    """d loss / d logits; overwrites the distributions, and what is spare where there are entropies."""
+    """d loss / d logits of the chunk's `tokens`; overwrites the distributions, and what is spare where there are
+    entropies."""
     total_C1 = gradient.logprobs_TK.sum(1, keepdim=True)
-    if gradient.entropy_T is None or entropy_C is None:
+    if gradient.entropy_T is None or scored.entropy_T is None:
         negative_CV = distributions_CV.exp_().mul_(-total_C1)
     else:
         probabilities_CV = torch.exp(distributions_CV, out=spare_CV)
-        by_entropy_CV = distributions_CV.add_(entropy_C[:, None]).mul_(gradient.entropy_T[:, None])
+        if scored.kept is not None:
+            distributions_CV.masked_fill_(distributions_CV == -torch.inf, 0)  # times 0 that is no number
+        by_entropy_CV = distributions_CV.add_(scored.entropy_T[tokens][:, None]).mul_(gradient.entropy_T[:, None])
         negative_CV = by_entropy_CV.add_(total_C1).mul_(probabilities_CV).neg_()
     return negative_CV.scatter_add_(1, targets_CK, gradient.logprobs_TK)
 
 
-def _entropy(head: Head, distributions_CV: torch.Tensor) -> torch.Tensor:
+def _entropy(head: Head, distributions_CV: torch.Tensor, kept: Kept | None) -> torch.Tensor:
     """(C,), of log probabilities, which stay as they are."""
     probabilities_CV = torch.exp(distributions_CV, out=head.workspace.selected[: len(distributions_CV)])
-    return probabilities_CV.mul_(distributions_CV).sum(1).neg_()
+    terms_CV = probabilities_CV.mul_(distributions_CV)
+    if kept is not None:
+        terms_CV.masked_fill_(distributions_CV == -torch.inf, 0)  # 0 times -inf is no number
+    return terms_CV.sum(1).neg_()
 
 
-def _distributions(head: Head, hidden_CH: torch.Tensor) -> torch.Tensor:
-    """Float32 log probabilities of every token, (C, V), the adapter's update included, at the temperature."""
+def _distributions(head: Head, hidden_CH: torch.Tensor, kept: Kept | None) -> torch.Tensor:
+    """Float32 log probabilities of every token, (C, V), the adapter's update included, at the temperature, over what is
+    kept."""
     lowered_CR = None if head.pair is None else product(hidden_CH.float(), head.pair.a)
     logits_CV = product(hidden_CH, head.weight_VH).float()
     if head.pair is not None:
         logits_CV.addmm_(lowered_CR, head.pair.b.T, alpha=head.pair.scale)
     if head.temperature != 1:
         logits_CV.div_(head.temperature)
+    if kept is not None:
+        kept.drop_others(logits_CV)
     return torch.log_softmax(logits_CV, dim=1, out=head.workspace.computed[: len(hidden_CH)])
 
 

@@ -24,6 +24,7 @@ from weaver_peft.call import Call, Segment
 from weaver_peft.logprobs import Head, LossGradients, Scored, Workspace, head_gradients, target_logprobs
 from weaver_peft.micro_batches import Item, Run, micro_batches, packed_tokens, pieces, runs
 from weaver_peft.packing import PackedAttention
+from weaver_peft.sampling_masks import kept_tokens
 from weaver_peft.training_model import Gradients, TrainingModel
 
 MICRO_BATCH_TOKENS = {"cpu": 1024, "cuda": 16384}
@@ -153,7 +154,8 @@ class PeftBackend:
         targets_TK, piece_TH = targets_TK.to(self._base.device), hidden_TH[piece.start : piece.stop]
         pair = self._models[piece.model_id].pairs.get(self._base.head_name)
         head = Head(self._base.head_VH, pair, self._workspace, piece.temperature)
-        scored = target_logprobs(head, piece_TH, targets_TK, entropy=piece.entropy)
+        kept = kept_tokens(passes, piece.items, self._base.device)
+        scored = target_logprobs(head, piece_TH, targets_TK, entropy=piece.entropy, kept=kept)
         loss_gradients = _evaluate_piece(passes, piece, scored, attempt)
         if attempt.failed or not piece.items[0].backward:
             return

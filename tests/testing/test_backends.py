@@ -8,7 +8,7 @@ import torch
 from weaver_peft.logprobs import LossGradients
 from weaver_peft.trainer import PeftBackend, load_base_model
 
-from weaver.backend import BackendFactory, Pass
+from weaver.backend import Pass
 from weaver.domain import AdamParams, Datum
 from weaver.errors import InvalidInput, WeaverError
 from weaver.evaluation import evaluate
@@ -28,7 +28,7 @@ def test_the_backend_peft_keeps_the_contract(family):
 
 def broken_by(**methods):
     """The backend `peft` with other methods: a factory."""
-    return BackendFactory("broken", PEFT.describe, lambda source: type("Broken", (PeftBackend,), methods)(load(source)))
+    return replace(PEFT, name="broken", open=lambda source: type("Broken", (PeftBackend,), methods)(load(source)))
 
 
 def load(source):
@@ -61,6 +61,15 @@ def cut(one):
         for datum in one.data
     ]
     return replace(one, data=data)
+
+
+def unmasked(one):
+    return replace(one, data=[replace(datum, sampling_mask=None) for datum in one.data])
+
+
+def half_masked(one):
+    """As a backend does that takes the first datum's for all."""
+    return replace(one, data=[one.data[0], *unmasked(one).data[1:]])
 
 
 def all_fail(self, passes):
@@ -149,6 +158,7 @@ BROKEN = {
     "a_temperature_divides_the_logits": on_passes(at(temperature=1.0)),
     "entropies_are_of_the_whole_distributions": broken_by(forward_backward=entropies_from_afar),
     "a_loss_that_sees_the_batch_gets_its_entropies": broken_by(forward_backward=entropies_from_afar),
+    "a_sampling_mask_leaves_what_it_names": on_passes(unmasked),
     "models_in_one_call_do_not_meet": broken_by(forward_backward=shared_gradients),
     "what_fails_fails_alone": broken_by(forward_backward=all_fail),
     "a_state_goes_on_where_it_was_saved": broken_by(export_state=forgetful),
@@ -181,9 +191,12 @@ def test_a_broken_backend_is_told_how(check):
         (on_passes(at(entropy_coeff=0.0)), "entropies_are_of_the_whole_distributions"),
         (on_passes(at(entropy_coeff=0.5)), "entropies_are_of_the_whole_distributions"),
         (broken_by(forward_backward=piecewise), "a_loss_that_sees_the_batch_gets_its_entropies"),
+        (on_passes(half_masked), "a_sampling_mask_leaves_what_it_names"),
+        (on_passes(at(temperature=1.0)), "a_sampling_mask_leaves_what_it_names"),
+        (broken_by(forward_backward=entropies_from_afar), "a_sampling_mask_leaves_what_it_names"),
     ],
 )
-def test_other_ways_to_compute_temperature_and_entropy_wrongly_are_noticed(broken, check):
+def test_other_ways_to_compute_temperature_entropy_and_masks_wrongly_are_noticed(broken, check):
     with pytest.raises(AssertionError, match=f"llama: {check}: "):
         check_backend(broken, families=["llama"], only=[check])
 
@@ -193,6 +206,11 @@ def test_a_backend_that_knows_nothing_of_entropies_refuses_them_by_name():
                ENTROPIC, ENTROPIC.effective_config({"entropy_coeff": 0.1}), backward=True)  # fmt: skip
     with pytest.raises(InvalidInput, match="the loss 'check_entropy' wants entropies by its config, and this backend"):
         evaluate(one, 0, torch.zeros(1))
+
+
+def test_a_backend_that_says_it_heeds_no_masks_is_given_none():
+    refusing = replace(on_passes(unmasked), sampling_masks=False)
+    check_backend(refusing, families=["llama"], only=["a_sampling_mask_leaves_what_it_names"])
 
 
 @pytest.mark.parametrize("field", FIELDS, ids=lambda field: next(iter(field)))

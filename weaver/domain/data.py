@@ -36,6 +36,11 @@ class TokenRows:
         starts = np.cumsum([0, *map(len, rows)], dtype=np.int64)
         return cls(starts, np.array([token for row in rows for token in row], np.int64))
 
+    @property
+    def rows_c(self) -> IntArray:
+        """The row that each token is in."""
+        return np.repeat(np.arange(len(self)), np.diff(self.starts))
+
     def lists(self) -> list[list[int]]:
         return [row.tolist() for row in np.split(self.tokens_c, self.starts[1:-1])] if len(self) else []
 

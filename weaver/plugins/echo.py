@@ -1,8 +1,9 @@
 """A backend and a sampler named "echo", without torch: the smallest worked example of both contracts.
 
 The backend's model is one bias per vocabulary entry: the logprob of a target is `log_softmax(bias_V)[target]`, whatever
-the tokens before it. It learns by real AdamW, so a training loop against it behaves like one. The sampler's model says
-the prompt over and over. A location like `echo:vocab=100,context=512` sets their sizes.
+the tokens before it, or over the tokens of its row of a sampling mask. It learns by real AdamW, so a training loop
+against it behaves like one. The sampler's model says the prompt over and over. A location like
+`echo:vocab=100,context=512` sets their sizes.
 
 Shapes: V vocabulary; n prompt tokens, m = n - 1 those after the first, k likeliest tokens or alternatives.
 """
@@ -20,6 +21,7 @@ from weaver.domain import (
     Adapter,
     AdapterRef,
     Array,
+    Datum,
     FloatArray,
     ForwardBackwardResult,
     IntArray,
@@ -105,13 +107,13 @@ class EchoBackend:
                 f"loss_fn: the backend 'echo' computes the loss 'cross_entropy' only, not {one.loss.name!r}"
             )
         model = self._models[one.model_id]
-        logprobs_V = _log_softmax(model.bias_V / np.float32(one.temperature))
-        logprobs = tuple(logprobs_V[datum.loss_fn_inputs[TARGET_TOKENS]] for datum in one.data)
-        weights = [datum.loss_fn_inputs["weights"] for datum in one.data]
+        logits_V = model.bias_V / np.float32(one.temperature)
+        found = [_scored_targets(logits_V, datum) for datum in one.data]
         if one.backward:
-            for datum, weight in zip(one.data, weights, strict=True):
-                gradient_V = _gradient(logprobs_V, datum.loss_fn_inputs[TARGET_TOKENS], weight)
+            for _, gradient_V in found:
                 model.gradient_V += gradient_V / np.float32(one.temperature)
+        logprobs = tuple(each for each, _ in found)
+        weights = [datum.loss_fn_inputs["weights"] for datum in one.data]
         loss = -sum(float((lp * weight).sum()) for lp, weight in zip(logprobs, weights, strict=True))
         return ForwardBackwardResult(logprobs, {"loss:sum": loss})
 
@@ -154,6 +156,23 @@ class EchoBackend:
 
     def close(self) -> None:
         self._models.clear()
+
+
+def _scored_targets(logits_V: FloatArray, datum: Datum) -> tuple[FloatArray, FloatArray]:
+    """The logprobs of a datum's targets, and the gradient of its cross-entropy by the logits."""
+    targets, weights = datum.loss_fn_inputs[TARGET_TOKENS].astype(np.int64), datum.loss_fn_inputs["weights"]
+    rows = [] if datum.sampling_mask is None else datum.sampling_mask.lists()
+    whole = np.array([not (rows and rows[t]) for t in range(len(targets))])
+    logprobs_V, logprobs = _log_softmax(logits_V), np.zeros(targets.shape, np.float32)
+    logprobs[whole] = logprobs_V[targets[whole]]
+    gradient_V = _gradient(logprobs_V, targets[whole], weights[whole])
+    for t in np.flatnonzero(~whole):
+        kept_V = np.full_like(logits_V, -np.inf)
+        kept_V[rows[t]] = logits_V[rows[t]]
+        logprobs_V = _log_softmax(kept_V)
+        logprobs[t] = logprobs_V[targets[t]]
+        gradient_V += _gradient(logprobs_V, targets[t], weights[t])
+    return logprobs, gradient_V
 
 
 def _log_softmax(bias_V: FloatArray) -> FloatArray:
@@ -253,7 +272,9 @@ def _alternatives(prompt_n: IntArray, k: int) -> PromptAlternatives | None:
 
 @hookimpl
 def weaver_backends() -> Iterable[BackendFactory]:
-    yield BackendFactory("echo", describe=describe, open=EchoBackend, description="a toy without torch")
+    yield BackendFactory(
+        "echo", describe=describe, open=EchoBackend, description="a toy without torch", sampling_masks=True
+    )
 
 
 @hookimpl

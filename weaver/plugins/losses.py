@@ -3,7 +3,7 @@
 `lp` is the trainer's log probability of a target, `q` the sampler's (`logprobs`), `A` the advantage, r = exp(lp - q),
 `m` the mask (1 where there is none), `H` the entropy of a token's whole distribution. Everything is summed over tokens
 and targets; the input arrays have the shape of `target_tokens`, (T,) or (T, K). `lp` and `H` are of the distribution at
-the temperature asked for.
+the temperature asked for, and where a datum has a sampling mask, over the tokens that it names.
 """
 
 from __future__ import annotations
@@ -171,7 +171,14 @@ def _from_one(name: str, default: float | None, side: str) -> ConfigField:
 @hookimpl
 def weaver_losses() -> Iterable[Loss]:
     """The losses of Tinker's API, and those that only Weaver's has."""
-    yield Loss("cross_entropy", cross_entropy, (WEIGHTS,), (TEMPERATURE,), "-lp · weights, for supervised learning")
+    yield Loss(
+        "cross_entropy",
+        cross_entropy,
+        (WEIGHTS,),
+        (TEMPERATURE,),
+        "-lp · weights, for supervised learning",
+        sampling_masks=True,
+    )
     yield from _policy_gradients()
     yield Loss("custom", custom, description="a function that a client traced, run from its graph", from_graph=loss_of)
     yield from _weaver()
@@ -186,6 +193,7 @@ def _policy_gradients() -> Iterable[Loss]:
         "-r · A · m: policy gradient, corrected for the sampler's distribution; or -lp · importance_weights · weights",
         "defined in docs/protocol.md",
         spellings=(_names(MASKED_POLICY_GRADIENT), _names(WEIGHTED)),
+        sampling_masks=True,
     )
     yield Loss(
         "ppo",
@@ -202,6 +210,7 @@ def _policy_gradients() -> Iterable[Loss]:
         (*_clip(0.0, 4.0), TEMPERATURE),
         "-stopgrad(clamp(r)) · lp · A",
         "MiniMax-M1, arXiv:2506.13585",
+        sampling_masks=True,
     )
     yield Loss(
         "dro",
@@ -222,6 +231,7 @@ def _policy_gradients() -> Iterable[Loss]:
         "-min(s · A, clamp(s) · A) with the sequence's mean ratio s; long sequences want thresholds far nearer to 1",
         "Zheng et al. 2025, arXiv:2507.18071 (GSPO-token)",
         target_ranks=(1,),
+        sampling_masks=True,
     )
     yield Loss(
         "stable_reinforce",
@@ -250,6 +260,7 @@ def _weaver() -> Iterable[Loss]:
         ),
         "-min(r, truncation_bound) · A · m: as importance_sampling, but no token counts for more than the bound",
         "defined in docs/protocol.md, after Yao et al. 2025 (truncated importance sampling)",
+        sampling_masks=True,
     )
     yield Loss(
         "ppo_clip",
@@ -273,6 +284,7 @@ def _weaver() -> Iterable[Loss]:
         "the targets' logprobs, without a gradient; what else a datum holds is carried along unread",
         carries_others=True,
         forward_only=True,
+        sampling_masks=True,
     )
     yield Loss(
         "surrogate",

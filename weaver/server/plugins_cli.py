@@ -85,6 +85,8 @@ def _loss_lines(loss: Loss) -> Iterator[str]:
     yield f"targets: {' or '.join(('', '(T,)', '(T, K)')[rank] for rank in loss.target_ranks)}"
     if loss.forward_only:
         yield "gradient: none, for forward alone"
+    if loss.sampling_masks:
+        yield "sampling masks: data may have them"
     if loss.spellings:
         yield f"inputs in one spelling: {', or '.join(' and '.join(spelling) for spelling in loss.spellings)}"
     for one in loss.inputs:

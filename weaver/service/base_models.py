@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from weaver.adapter_folders import ImportDirs
-from weaver.backend import ModelFacts, ModelSource
+from weaver.backend import BackendFactory, ModelFacts, ModelSource
 from weaver.config import Config
 from weaver.domain import Adapter, AdapterRef
 from weaver.engine import Engine, LazySampler
@@ -44,6 +44,11 @@ class BaseModels:
 
     def names(self) -> tuple[str, ...]:
         return tuple(self._sources)
+
+    @property
+    def backend(self) -> BackendFactory:
+        """What trains all of them."""
+        return self._backend
 
     def facts(self, name: str) -> ModelFacts:
         """What the model's configuration says. Raises InvalidInput for one that is not served, or cannot be read."""

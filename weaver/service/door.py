@@ -33,6 +33,7 @@ from weaver.domain import (
 )
 from weaver.errors import InvalidInput
 from weaver.loss import TARGET_TOKENS, Loss, LossInput
+from weaver.service import sampling_masks
 
 MAXIMUM_RANK = 1024
 MAXIMUM_SAMPLES = 16_384
@@ -220,6 +221,7 @@ def _check_forward_backward(operation: ForwardBackward, facts: ModelFacts, loss:
 
 def _check_inputs(where: str, datum: Datum, facts: ModelFacts, loss: Loss) -> None:
     inputs = datum.loss_fn_inputs
+    sampling_masks.check_arrays(where, datum, loss)
     loss.check_spelling(inputs, f"{where}.loss_fn_inputs")
     declared = {one.name: one for one in (*loss.inputs_of(inputs), TARGETS)}
     for name, one in declared.items():
@@ -233,6 +235,7 @@ def _check_inputs(where: str, datum: Datum, facts: ModelFacts, loss: Loss) -> No
             reads = ", ".join(sorted(declared))
             raise InvalidInput(f"{field} is not read by the loss {loss.name!r}; it reads {reads}. Leave it out.")
     _check_tokens(f"{where}.loss_fn_inputs[{TARGET_TOKENS!r}]", inputs[TARGET_TOKENS], facts)
+    sampling_masks.check_mask(where, datum, facts, loss)
 
 
 def _check_input(field: str, array: Array, declared: LossInput, datum: Datum, loss: Loss) -> None:

@@ -18,7 +18,7 @@ from weaver.domain import (
 from weaver.engine.fingerprint import fingerprint, parts_of
 from weaver.engine.lane import Refusal, Work
 from weaver.errors import InvalidInput, UnknownName, UserError
-from weaver.service import door
+from weaver.service import door, sampling_masks
 from weaver.service.archive import Archive
 from weaver.service.base_models import BaseModels
 from weaver.service.custom_losses import Losses
@@ -198,6 +198,7 @@ class Training:
         resolved = self._losses.resolved(operation, session_id)
         loss = self._losses.loss(resolved.loss)
         door.check_operation(resolved, facts, loss)
+        sampling_masks.check_offered(resolved, self._base_models.backend)
         return self._recorded.filled(resolved, loss, session_id)
 
 

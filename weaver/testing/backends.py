@@ -29,6 +29,7 @@ from weaver.testing.bench import (
 )
 from weaver.testing.making import Making
 from weaver.testing.reference import CONTEXT, FAMILIES, VOCABULARY, TrainingReference, write_model
+from weaver.testing.sampling_masks import a_sampling_mask_leaves_what_it_names
 
 
 def check_backend(
@@ -374,6 +375,7 @@ CHECKS: Final[Mapping[str, Callable[[Bench], None]]] = {
         a_temperature_divides_the_logits,
         entropies_are_of_the_whole_distributions,
         a_loss_that_sees_the_batch_gets_its_entropies,
+        a_sampling_mask_leaves_what_it_names,
         data_as_long_as_the_context_are_not_cut,
         each_flag_trains_its_layers,
         passes_accumulate,

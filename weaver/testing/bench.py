@@ -61,9 +61,15 @@ def _raising(logprobs: Any, inputs: Any, config: Any) -> Any:
 
 WHOLE: Final = Loss("check_batch", _sees_batch, batch=True)
 ENTROPIC: Final = Loss(
-    "check_entropy", _of_entropies, (LossInput("per_token", shape="token"),), config=(TEMPERATURE, ENTROPY_COEFF)
+    "check_entropy",
+    _of_entropies,
+    (LossInput("per_token", shape="token"),),
+    config=(TEMPERATURE, ENTROPY_COEFF),
+    sampling_masks=True,
 )
-WHOLE_ENTROPIC: Final = Loss("check_batch_entropy", _sees_entropies, config=(TEMPERATURE, ENTROPY_COEFF), batch=True)
+WHOLE_ENTROPIC: Final = Loss(
+    "check_batch_entropy", _sees_entropies, config=(TEMPERATURE, ENTROPY_COEFF), batch=True, sampling_masks=True
+)
 MADE: Final = (WHOLE, ENTROPIC, WHOLE_ENTROPIC)
 """The right ones among the losses that checks make."""
 BROKEN: Final = tuple(

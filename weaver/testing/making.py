@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from weaver.domain import Array, Datum, FloatArray, IntArray
+from weaver.domain import Array, Datum, FloatArray, IntArray, TokenRows
 from weaver.loss import TARGET_TOKENS, Loss, LossInput
 
 LENGTHS: Final = (5, 1, 8, 3)
@@ -39,6 +39,15 @@ class Making:
                 made = self._input(one, shape, drawn)
                 inputs[one.name] = made if one.recorded or not recorded else _where(drawn, made)
         return Datum(self._tokens((length,)), inputs)
+
+    def masked(self, datum: Datum, most: int = 40) -> Datum:
+        """The datum with a sampling mask: some rows empty, some of the target alone, some of up to `most` tokens."""
+        rows: list[list[int]] = []
+        for t, target in enumerate(datum.loss_fn_inputs[TARGET_TOKENS].tolist()):
+            count = (0, 1, int(self.rng.integers(2, most)))[(t + 2) % 3]
+            others = self.rng.choice(self._vocabulary, count, replace=False).tolist()
+            rows.append(sorted({target, *others[1:]}) if count else [])
+        return replace(datum, sampling_mask=TokenRows.of_lists(rows))
 
     def logprobs(self, datum: Datum) -> FloatArray:
         """What a trainer could say of the targets."""

@@ -13,7 +13,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from weaver.backend import Pass
-from weaver.domain import Adapter, Datum, FloatArray, IntArray, SamplingParams
+from weaver.domain import Adapter, Datum, FloatArray, IntArray, SamplingParams, TokenRows
 from weaver.loss import ENTROPY, TARGET_TOKENS, LossOutput
 
 VOCABULARY: Final = 128
@@ -82,10 +82,13 @@ class TrainingReference:
         return {name.replace(".default", ""): parameter for name, parameter in named if "lora_" in name}
 
     def scores(self, datum: Datum, temperature: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logprobs of the targets and the entropy of each token's distribution, of whole log-softmaxes."""
+        """Logprobs of the targets and the entropy of each token's distribution, of whole log-softmaxes, or of what its
+        sampling mask keeps of them."""
         targets = torch.from_numpy(datum.loss_fn_inputs[TARGET_TOKENS])
         columns_TK = targets if targets.ndim == 2 else targets[:, None]
         logits_TV = self._model(input_ids=torch.from_numpy(datum.tokens_T)[None]).logits[0]
+        if datum.sampling_mask is not None:
+            logits_TV = _kept_alone(logits_TV, datum.sampling_mask)
         distributions_TV = (logits_TV / temperature).log_softmax(-1)
         found_TK = distributions_TV.gather(1, columns_TK)
         entropy_T = -(distributions_TV.exp() * distributions_TV).sum(1)
@@ -104,6 +107,14 @@ class TrainingReference:
             for name, parameter in self.parameters.items()
         }
         return float(value.detach()), [found.detach().numpy() for found, _ in scores], gradients
+
+
+def _kept_alone(logits_TV: torch.Tensor, mask: TokenRows) -> torch.Tensor:
+    """Logits so low for what was dropped that its probability is 0, and still a number to multiply with."""
+    kept = torch.zeros(logits_TV.shape, dtype=torch.bool)
+    for row, tokens in zip(kept, mask.lists(), strict=True):
+        row[tokens or slice(None)] = True
+    return logits_TV.masked_fill(~kept, -1e9)
 
 
 def _total(one: Pass, scores: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:

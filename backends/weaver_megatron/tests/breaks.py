@@ -3,6 +3,7 @@
 import torch
 import torch.distributed as dist
 from weaver_megatron import conversion, experts, gradients, linears, logprobs, model, rank
+from weaver_peft.sampling_masks import Kept
 
 
 def _wrong_gate_up(name, part, parts):
@@ -22,11 +23,17 @@ def _without_sum(tensor, group):
     return tensor.chunk(dist.get_world_size(group))[dist.get_rank(group)]
 
 
-def _own_weighted_sum(head, shifted, exponentials):
+def _own_weighted_sum(head, shifted, exponentials, kept):
     """Of this rank's part of the vocabulary alone."""
-    return (shifted[:, : head.real] * exponentials[:, : head.real]).sum(1)
+    return (shifted[:, : head.real] * exponentials[:, : head.real]).nan_to_num(0).sum(1)
 
 
+def _drop_by_row(kept, logits, first=0):
+    """Token ids taken for this rank's rows."""
+    DROP_OTHERS(kept, logits)
+
+
+DROP_OTHERS = Kept.drop_others
 BREAKS = {
     "the sum of row-parallel updates": (linears, "sum_parts", lambda tensor, group: tensor),
     "the sum of low-rank gradients": (linears, "sum_gradients", lambda tensor, group: tensor),
@@ -35,6 +42,7 @@ BREAKS = {
     "the sum of what experts of other data ranks found": (experts, "scatter_tokens", _without_sum),
     "the sum of exponentials": (logprobs, "summed", lambda tensor, group: tensor),
     "the sum of what entropies are made of": (logprobs, "_weighted_sum", _own_weighted_sum),
+    "the rows of kept tokens": (Kept, "drop_others", _drop_by_row),
     "the highest logit of all ranks": (logprobs, "largest", lambda tensor, group: tensor),
     "the sum of embeddings": (model, "summed", lambda tensor, group: tensor),
     "the sums of gradients over tokens and data": (gradients, "_sum_together", lambda tensors, group: None),

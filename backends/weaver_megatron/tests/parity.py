@@ -6,6 +6,7 @@ import numpy as np
 import rank_tasks
 import tiny_models
 import torch
+from formulas import made_mask
 
 from weaver.backend import Pass
 from weaver.domain import Adapter, Datum, LoraSpec, ModelSource, ModelState
@@ -46,21 +47,23 @@ class Found:
     gradients: dict
 
 
-def datum(generator, tokens, targets=1):
+def datum(generator, tokens, targets=1, masked=False):
     """Random tokens; inputs of every shipped loss, the sampler's logprobs near a tiny model's own."""
     ids = generator.integers(0, tiny_models.VOCABULARY, (tokens + 1, targets))
     target = ids[1:] if targets > 1 else ids[1:, 0]
     numbers = {name: generator.normal(size=target.shape).astype(np.float32) for name in INPUTS}
     numbers["logprobs"] = generator.normal(-5, 0.3, size=target.shape).astype(np.float32)
     numbers["sequence_ratio_mask"] = (generator.random(target.shape) < 0.8).astype(np.float32)
-    return Datum(ids[:-1, 0].copy(), {"target_tokens": target.copy(), **numbers})
+    mask = made_mask(generator, target.tolist(), tiny_models.VOCABULARY) if masked else None
+    return Datum(ids[:-1, 0].copy(), {"target_tokens": target.copy(), **numbers}, sampling_mask=mask)
 
 
 def mixed_passes():
     """Three adapters, several losses and temperatures, one and several targets, with and without gradients, with and
-    without entropies, all in one call."""
+    without entropies and sampling masks, all in one call."""
     generator = np.random.default_rng(5)
     data = {n: datum(generator, n) for n in (3, 5, 8, 9, 14, 21)}
+    masked = [datum(generator, n, masked=True) for n in (4, 13, 30)]
     several = [datum(generator, 6, targets=3), datum(generator, 11, targets=3)]
     return [
         Pass("all", [data[9], data[14], data[3]], LOSSES["cross_entropy"], {}, True),
@@ -70,6 +73,8 @@ def mixed_passes():
         Pass("mlp and head", [data[14]], LOSSES["cross_entropy"], {}, False),
         Pass("mlp and head", [data[8], data[21]], LOSSES["importance_sampling"], ENTROPIC, True),
         Pass("two of attention", [data[5]], LOSSES["cross_entropy"], {"temperature": 2.5}, True),
+        Pass("all", [masked[0], data[8], masked[1]], LOSSES["importance_sampling"], ENTROPIC, True),
+        Pass("two of attention", [masked[2], data[9]], LOSSES["cross_entropy"], {}, True),
     ]
 
 

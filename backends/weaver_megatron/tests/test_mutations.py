@@ -14,6 +14,7 @@ CASES = [
     ("the sum of what experts of other data ranks found", EXPERTS, "qwen3_moe"),
     ("the sum of exponentials", PLAIN, "llama"),
     ("the sum of what entropies are made of", PLAIN, "llama"),
+    ("the rows of kept tokens", PLAIN, "llama"),
     ("the highest logit of all ranks", PLAIN, "llama"),
     ("the sum of embeddings", PLAIN, "llama"),
     ("the sums of gradients over tokens and data", SEQUENCE, "llama"),

@@ -108,9 +108,19 @@ def scores(model, datum, temperature=1.0):
     """(T,) or (T, K) log probabilities of a datum's targets and (T,) entropies, with a graph."""
     logits = model(input_ids=torch.from_numpy(datum.tokens_T)[None], use_cache=False).logits[0]
     targets = torch.from_numpy(datum.loss_fn_inputs["target_tokens"])
+    if datum.sampling_mask is not None:
+        kept = torch.stack([keeps(row, logits.shape[1]) for row in datum.sampling_mask.lists()])
+        logits = logits.masked_fill(~kept, -1e9)
     whole = torch.log_softmax(logits.float() / temperature, -1)
     found = whole.gather(1, targets.reshape(len(targets), -1))
     return found if targets.ndim == 2 else found[:, 0], -(whole.exp() * whole).sum(1)
+
+
+def keeps(row, vocabulary):
+    """(V,), true where a row of a sampling mask keeps a token: everywhere, if it is empty."""
+    found = torch.zeros(vocabulary, dtype=torch.bool)
+    found[row or slice(None)] = True
+    return found
 
 
 def gradients(model):

@@ -1,15 +1,15 @@
-"""The losses that Weaver's API adds, each token's term written out, on whole log-softmaxes; and data to compare with.
+"""The losses that Weaver's API adds, each token's term written out, on all logits or the kept ones; and made-up data.
 
 Shapes: T tokens of one datum, V vocabulary.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 
-from weaver.domain import Datum
+from weaver.domain import Datum, TokenRows
 from weaver.plugins.losses import weaver_losses
 
 LOSSES = {loss.name: loss for loss in weaver_losses()}
@@ -115,31 +115,46 @@ CASES = [
 ]
 
 
-def made_data(case, vocabulary, score, lengths=(9, 1, 14, 5)):
+def made_data(case, vocabulary, score, lengths=(9, 1, 14, 5), masked=()):
     """Data of a case, whose sampler was near the model that `score` tells the logprobs of, some within every bound and
-    some beyond."""
+    some beyond. Those of the indexes `masked` have sampling masks."""
     generator = np.random.default_rng(3)
     made = []
-    for length in lengths:
+    for index, length in enumerate(lengths):
         ids = generator.integers(2, vocabulary, length + 1)
         datum = Datum(ids[:-1].copy(), {"target_tokens": ids[1:].copy()})
+        if index in masked:
+            datum = replace(datum, sampling_mask=made_mask(generator, ids[1:].tolist(), vocabulary))
         numbers = {name: generator.normal(size=length).astype(np.float32) for name in case.inputs}
         if "loss_mask" in numbers:
             numbers["loss_mask"] = (generator.random(length) < 0.7).astype(np.float32)
         if "logprobs" in numbers:
             apart = generator.uniform(-0.35, 0.35, length)
             numbers["logprobs"] = (score(datum, case.config.get("temperature", 1.0)) + apart).astype(np.float32)
-        made.append(Datum(datum.tokens_T, {**datum.loss_fn_inputs, **numbers}))
+        made.append(replace(datum, loss_fn_inputs={**datum.loss_fn_inputs, **numbers}))
     return made
+
+
+def made_mask(generator, targets, vocabulary):
+    """Rows in no order: of the target alone, of some tokens, of most, and of none, which means all."""
+    rows = []
+    for place, target in enumerate(targets):
+        others = np.setdiff1d(np.arange(vocabulary), [target])
+        row = [target, *generator.choice(others, (0, 6, vocabulary - 3)[place % 3], replace=False).tolist()]
+        rows.append([] if place % 4 == 3 else generator.permutation(row).tolist())
+    return TokenRows.of_lists(rows)
 
 
 def tokens_of(case, datum, logits_TV):
     temperature = case.config.get("temperature", 1.0)
-    whole_TV = torch.log_softmax(logits_TV.double() / temperature, dim=1)
-    for t, target in enumerate(datum.loss_fn_inputs["target_tokens"].tolist()):
-        entropy = -(whole_TV[t].exp() * whole_TV[t]).sum()
+    rows = [[]] * len(datum.tokens_T) if datum.sampling_mask is None else datum.sampling_mask.lists()
+    for t, (target, kept) in enumerate(zip(datum.loss_fn_inputs["target_tokens"].tolist(), rows, strict=True)):
+        kept = kept or list(range(logits_TV.shape[1]))
+        scaled = logits_TV[t].double() / temperature
+        logprobs = {token: scaled[token] - scaled[kept].logsumexp(0) for token in kept}
+        entropy = -sum(lp.exp() * lp for lp in logprobs.values())
         numbers = {name: float(datum.loss_fn_inputs[name][t]) for name in case.inputs}
-        yield Token(whole_TV[t, target], entropy, numbers)
+        yield Token(logprobs[target], entropy, numbers)
 
 
 @dataclass

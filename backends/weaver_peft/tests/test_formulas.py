@@ -1,5 +1,7 @@
 """Temperature, entropy and the losses of Weaver's API: values, logprobs and gradients beside formulas written out."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -34,8 +36,9 @@ def bench(folders, request, monkeypatch):
     backend.close()
 
 
-def by_formula(bench, *cases):
-    """The passes of the cases, what they should give, and the sum of all their gradients."""
+def by_formula(bench, *cases, masked=()):
+    """The passes of the cases, what they should give, and the sum of all their gradients. The data numbered in `masked`
+    have sampling masks."""
     state = bench.trained("a", LoraSpec(rank=4, alpha=8.0, seed=1))
     reference = TrainingReference(bench.model, state.adapter)
 
@@ -43,12 +46,12 @@ def by_formula(bench, *cases):
         return reference._model(input_ids=torch.from_numpy(datum.tokens_T)[None]).logits[0]
 
     def score(datum, temperature):
-        found, _ = reference.scores(datum, temperature)
+        found, _ = reference.scores(replace(datum, sampling_mask=None), temperature)
         return found.detach().numpy()
 
     passes, wanted = [], []
     for case in cases:
-        data, loss = made_data(case, VOCABULARY, score), LOSSES[case.loss]
+        data, loss = made_data(case, VOCABULARY, score, masked=masked), LOSSES[case.loss]
         passes.append(Pass("a", data, loss, case.effective, not loss.forward_only))
         wanted.append(expected(case, data, logits))
     gradients = {
@@ -62,6 +65,15 @@ def by_formula(bench, *cases):
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_a_loss_agrees_with_its_formula(bench, case):
     passes, wanted, gradients = by_formula(bench, case)
+    check(case, bench.run(*passes)[0], wanted[0])
+    bench.same_gradients(bench.gradients("a"), gradients)
+
+
+@pytest.mark.parametrize("bench", [WHOLE, CHUNKS], indirect=True, ids=["one chunk", "chunks"])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_a_loss_agrees_with_its_formula_over_what_masks_keep(bench, case):
+    """Of three data of four: the second has none."""
+    passes, wanted, gradients = by_formula(bench, case, masked=(0, 2, 3))
     check(case, bench.run(*passes)[0], wanted[0])
     bench.same_gradients(bench.gradients("a"), gradients)
 

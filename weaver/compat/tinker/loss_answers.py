@@ -22,6 +22,7 @@ def loss(record: Loss) -> Json:
         "target_ranks": list(record.target_ranks),
         "carries_other_inputs": record.carries_others,
         "forward_only": record.forward_only,
+        "sampling_masks": record.sampling_masks,
         "spellings": [list(spelling) for spelling in record.spellings],
         "inputs": [
             {

@@ -1,7 +1,8 @@
 """Passes of this wire as the service's, and what is done to their inputs on the way.
 
 - Whole numbers become floats where a loss reads floats: this SDK sends `weights=[0, 1, 1]` as int64.
-- A target of -100 does not count: its token becomes 0, and what weighs it becomes 0.
+- A target of -100 does not count: its token becomes 0, and what weighs it becomes 0; its row of a sampling mask, empty.
+- A sampling mask is a list of token ids for each target, not an array.
 - `enable_debug_dump` false means nothing and is dropped.
 """
 
@@ -12,18 +13,27 @@ from typing import Any, Final
 import numpy as np
 
 from weaver.compat.weaver_wire.errors import NotOffered
-from weaver.compat.weaver_wire.tensors import loss_input, number, prompt_ids
-from weaver.domain import Array, Datum, ForwardBackward
+from weaver.compat.weaver_wire.tensors import loss_input, number, prompt_ids, token_rows
+from weaver.domain import Array, Datum, ForwardBackward, TokenRows
 from weaver.errors import InvalidInput
-from weaver.loss import TARGET_TOKENS, Loss
+from weaver.loss import SAMPLING_MASK, TARGET_TOKENS, Loss
 
 IGNORED_TARGET: Final = -100
 MASK: Final = "loss_mask"
 WEIGHTS: Final = ("weights", MASK, "advantages", "surrogate_weights")
 """The inputs of which each weighs a target alone: 0 takes it out of the loss."""
-_REFUSED_METADATA: Final = ("router_replay", "sampling_mask_ref", "sampling_mask_refs", "sampling_mask_positions",
-                            "sampling_mask_slice")  # fmt: skip
-_REFUSED_INPUTS: Final = ("sampling_mask", "sampling_masks")
+_NO_REPLAY: Final = "this server replays no router's choices; leave it out"
+_NO_REFERENCES: Final = (
+    f"this server keeps no sampling masks to refer to; send the rows themselves as loss_fn_inputs[{SAMPLING_MASK!r}]"
+)
+_REFUSED_METADATA: Final = {
+    "router_replay": _NO_REPLAY,
+    "sampling_mask_ref": _NO_REFERENCES,
+    "sampling_mask_refs": _NO_REFERENCES,
+    "sampling_mask_positions": _NO_REFERENCES,
+    "sampling_mask_slice": _NO_REFERENCES,
+}
+_MISSPELT_MASK: Final = "sampling_masks"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,24 +78,42 @@ def _datum(raw: object, where: str, loss: Loss | None) -> tuple[Datum, str | Non
     if not isinstance(inputs, Mapping):
         raise InvalidInput(f"{where}.loss_fn_inputs must be an object")
     tokens = prompt_ids(raw.get("model_input"), f"{where}.model_input")
-    arrays = {str(name): _input(str(name), value, where) for name, value in inputs.items()}
+    arrays = {str(name): _input(str(name), value, where) for name, value in inputs.items() if name != SAMPLING_MASK}
+    mask = _sampling_mask(inputs, where)
     ignored = _take_ignored(arrays, where, loss)
-    return Datum(tokens, _as_declared(arrays, loss)), datum_id, ignored
+    if mask is not None and ignored is not None:
+        mask = _without(mask, ignored)
+    return Datum(tokens, _as_declared(arrays, loss), sampling_mask=mask), datum_id, ignored
 
 
 def _check_metadata(metadata: object, where: str) -> None:
     if not isinstance(metadata, Mapping):
         raise InvalidInput(f"{where}.metadata must be an object")
-    for name in _REFUSED_METADATA:
+    for name, why in _REFUSED_METADATA.items():
         if name in metadata:
-            raise NotOffered(f"{where}.metadata[{name!r}]: this server has neither sampling masks nor router replay")
+            raise NotOffered(f"{where}.metadata[{name!r}]: {why}")
 
 
 def _input(name: str, value: object, where: str) -> Array:
     field = f"{where}.loss_fn_inputs[{name!r}]"
-    if name in _REFUSED_INPUTS:
-        raise NotOffered(f"{field}: this server has no sampling masks; train on the full distribution, without it")
+    if name == _MISSPELT_MASK:
+        raise NotOffered(f"{field} is not read; a datum's rows of token ids are called {SAMPLING_MASK!r}")
     return loss_input(value, field)
+
+
+def _sampling_mask(inputs: Mapping[str, object], where: str) -> TokenRows | None:
+    if SAMPLING_MASK not in inputs:
+        return None
+    return token_rows(inputs[SAMPLING_MASK], f"{where}.loss_fn_inputs[{SAMPLING_MASK!r}]")
+
+
+def _without(mask: TokenRows, ignored: Array) -> TokenRows:
+    """The rows of ignored targets emptied: they say nothing of the token that stands there now."""
+    if ignored.shape != (len(mask),):  # refused at the service's door
+        return mask
+    kept_c = np.logical_not(ignored[mask.rows_c])
+    lengths = np.where(ignored, 0, np.diff(mask.starts))
+    return TokenRows(np.cumsum([0, *lengths], dtype=np.int64), mask.tokens_c[kept_c])
 
 
 def _take_ignored(arrays: dict[str, Array], where: str, loss: Loss | None) -> Array | None:

@@ -4,11 +4,12 @@ import math
 import reprlib
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from itertools import chain
 from typing import Any, Final
 
 import numpy as np
 
-from weaver.domain import Array, IntArray
+from weaver.domain import Array, IntArray, TokenRows
 from weaver.errors import InvalidInput
 
 DTYPES: Final = ("int64", "int32", "float32", "float64")
@@ -55,6 +56,23 @@ def loss_input(value: object, where: str) -> Array:
         raise InvalidInput(f"{where} has dtype {value['dtype']}, but data that are no whole numbers")
     typed: Array = array.astype(np.int64) if "int" in str(value["dtype"]) else array.astype(np.float32)
     return _shaped(typed, value.get("shape"), where)
+
+
+def token_rows(value: object, where: str) -> TokenRows:
+    """A list of token ids for each target. Rows of one length may come as a dense input: a client makes one of them."""
+    refused = InvalidInput(f"{where} must be a list of token ids for each target: rows of whole numbers")
+    if isinstance(value, Mapping | np.ndarray):
+        table = loss_input(value, where)
+        if table.ndim != 2 or (table.dtype != np.int64 and table.size):
+            raise refused
+        return TokenRows(np.arange(len(table) + 1) * table.shape[1], table.reshape(-1).astype(np.int64))
+    if not isinstance(value, list | tuple) or any(not isinstance(row, list | tuple) for row in value):
+        raise refused
+    flat = np.array(list(chain.from_iterable(value))) if any(value) else np.zeros(0, np.int64)
+    if flat.ndim != 1 or flat.dtype.kind not in "iu" or bool in {type(token) for row in value for token in row}:
+        raise refused
+    starts = np.cumsum([0, *map(len, value)], dtype=np.int64)
+    return TokenRows(starts, token_ids(flat, where))
 
 
 def _chunk(chunk: object, where: str) -> IntArray:
