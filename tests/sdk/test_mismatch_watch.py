@@ -135,6 +135,15 @@ def test_logprobs_that_the_trainer_scales_are_not_compared(watched, data):
         assert page(watched, model) is None
 
 
+def test_logprobs_that_both_scale_alike_are_compared(watched, data):
+    with watched.client() as client:
+        model = learner(client, data)
+        passed = [datum(one) for one in draw(model, temperature=0.7)]
+        assert MEAN not in model.forward_backward(passed, "importance_sampling").result().metrics
+        found = model.forward_backward(passed, "importance_sampling", {"temperature": 0.7}).result().metrics
+        assert 0 <= found[MAX] < 1e-4
+
+
 def test_greedy_draws_have_the_models_own_logprobs_and_are_compared(watched, data):
     with watched.client() as client:
         model = learner(client, data)

@@ -2,7 +2,8 @@
 
 Reinforcement learning trusts that they agree: a sampler that holds other weights, or rounds otherwise, turns every
 importance ratio into noise, and nothing else says so. The trainer computes these logprobs anyway when a sequence is
-trained on, so the comparison costs no arithmetic; it needs the sequence to come back before the model's next update.
+trained on, so the comparison costs no arithmetic; it needs the sequence to come back before the model's next update,
+and both to mean one distribution: at the same temperature, over the same tokens.
 
 Shapes: N tokens of a prompt and what was drawn after it, D drawn ones.
 """
@@ -18,7 +19,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weaver.backend import Pass
-from weaver.domain import Datum, FloatArray, ForwardBackwardResult, SampleRequest, SampleResult
+from weaver.domain import (
+    Datum,
+    FloatArray,
+    ForwardBackwardResult,
+    SampledSequence,
+    SampleRequest,
+    SampleResult,
+    TokenRows,
+)
 from weaver.loss import TARGET_TOKENS
 
 KEPT: Final = 16_384
@@ -53,6 +62,16 @@ class Mismatch:
         )
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Drawn:
+    """What a sampler said of a sequence: logprobs of softmax(logits / temperature), over what the sampling mask names
+    whose digest is `mask`."""
+
+    logprobs_D: FloatArray
+    temperature: float
+    mask: bytes
+
+
 class MismatchWatch:
     """Told of what is sampled, trained and changed; every method may be called from any thread.
 
@@ -64,7 +83,7 @@ class MismatchWatch:
         self._share, self._warning = share, warning
         self._lock = threading.Lock()
         self._adapters: dict[str, str] = {}  # what has the weights that its model has now: adapter -> model
-        self._drawn: OrderedDict[tuple[str, bytes], FloatArray] = OrderedDict()
+        self._drawn: OrderedDict[tuple[str, bytes], _Drawn] = OrderedDict()
         self._found: dict[str, Mismatch] = {}
         self._bad: set[str] = set()
 
@@ -93,8 +112,8 @@ class MismatchWatch:
             self._bad.discard(model_id)
 
     def sampled(self, request: SampleRequest, result: SampleResult) -> None:
-        """Remember what was drawn where both sides mean the same logprobs: the model's own, by one set of weights."""
-        if request.adapter is None or request.inflight is not None or not _unscaled(request):
+        """Remember what was drawn by one set of weights where it is known what the logprobs are of."""
+        if request.adapter is None or request.inflight is not None:
             return
         with self._lock:
             model_id = self._adapters.get(request.adapter.adapter_id)
@@ -102,17 +121,17 @@ class MismatchWatch:
                 return
             for sequence in result.sequences:
                 name = _name(np.concatenate([request.prompt_n, sequence.tokens]))
-                if self._is_watched(name) and len(request.prompt_n):
-                    self._drawn[model_id, name] = sequence.logprobs
+                if self._is_watched(name) and len(request.prompt_n) and (drawn := _drawn(request, sequence)):
+                    self._drawn[model_id, name] = drawn
             while len(self._drawn) > KEPT:
                 self._drawn.popitem(last=False)
 
     def trained(self, one: Pass, result: ForwardBackwardResult) -> ForwardBackwardResult:
         """The result of a pass; with what was found in its metrics, where some of its data were drawn and watched."""
-        if not self._drawn or one.temperature != 1.0:
+        if not self._drawn:
             return result
         pairs = zip(one.data, result.logprobs, strict=True)
-        told = [self._difference(one.model_id, datum, ours) for datum, ours in pairs]
+        told = [self._difference(one, datum, ours) for datum, ours in pairs]
         differences = [found for found in told if found is not None]
         if not differences:
             return result
@@ -122,15 +141,22 @@ class MismatchWatch:
         self._warn(one.model_id, here)
         return replace(result, metrics={**result.metrics, MEAN: here.mean, MAX: here.maximum})
 
-    def _difference(self, model_id: str, datum: Datum, trained_T: FloatArray) -> FloatArray | None:
-        """|trainer - sampler| of the tokens drawn last in a datum; None for one that was not drawn, or not watched."""
+    def _difference(self, one: Pass, datum: Datum, trained_T: FloatArray) -> FloatArray | None:
+        """|trainer - sampler| of the tokens drawn last in a datum; None for one that was not drawn, or not watched, or
+        not so."""
         targets = datum.loss_fn_inputs[TARGET_TOKENS]
         if targets.ndim != 1 or not np.array_equal(datum.tokens_T[1:], targets[:-1]):
             return None
-        name = _name(np.concatenate([datum.tokens_T[:1], targets]))
+        key = one.model_id, _name(np.concatenate([datum.tokens_T[:1], targets]))
         with self._lock:
-            drawn_D = self._drawn.pop((model_id, name), None)
-        return None if drawn_D is None else np.abs(trained_T[len(trained_T) - len(drawn_D) :] - drawn_D)
+            drawn = self._drawn.get(key)
+            if drawn is None or drawn.temperature != one.temperature:
+                return None
+            start = len(trained_T) - len(drawn.logprobs_D)
+            if drawn.mask != _mask(datum.sampling_mask, start):
+                return None
+            del self._drawn[key]
+        return np.abs(trained_T[start:] - drawn.logprobs_D)
 
     def _is_watched(self, name: bytes) -> bool:
         return int.from_bytes(name[:4], "big") < self._share * 2**32
@@ -151,10 +177,21 @@ class MismatchWatch:
             )
 
 
-def _unscaled(request: SampleRequest) -> bool:
-    """Whether the logprobs of what is drawn are the model's own: nothing scaled, nothing cut off."""
+def _drawn(request: SampleRequest, sequence: SampledSequence) -> _Drawn | None:
+    """None where tokens were left out and it is not known which."""
     params = request.params
-    return params.temperature == 0 or (params.temperature == 1 and params.top_k == -1 and params.top_p == 1)
+    is_cut = params.min_tokens > 0 or (params.temperature > 0 and (params.top_k != -1 or params.top_p != 1))
+    if is_cut and sequence.sampling_mask is None:
+        return None
+    return _Drawn(sequence.logprobs, params.temperature or 1.0, _mask(sequence.sampling_mask, 0))
+
+
+def _mask(mask: TokenRows | None, start: int) -> bytes:
+    """A digest of the rows from `start` on, for the rows themselves may be large; empty where all of them are."""
+    if mask is None or mask.starts[start] == mask.starts[-1]:
+        return b""
+    lengths, tokens = np.diff(mask.starts[start:]), mask.tokens_c[mask.starts[start] :]
+    return hashlib.blake2b(lengths.astype("<i8").tobytes() + tokens.astype("<i4").tobytes(), digest_size=16).digest()
 
 
 def _name(tokens_N: NDArray[np.int64]) -> bytes:
