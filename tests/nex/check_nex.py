@@ -118,6 +118,17 @@ def test_a_losss_temperature_is_that_of_the_softmax(inside, tiny_folder):
         assert found[name] == pytest.approx(logprobs_by_transformers(model, FIRST, 0.5), abs=1e-4)
 
 
+def test_what_a_sampling_mask_leaves_is_what_transformers_finds_likely(inside, tiny_folder):
+    model = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32)
+    assert len(inside[1]["masks"]) == 3
+    for one in inside[1]["masks"].values():
+        with torch.no_grad():
+            logits = model(torch.tensor([one["tokens"]])).logits[0].float() / 0.7
+        for t, (target, row) in enumerate(zip(one["tokens"][1:], one["rows"], strict=True)):
+            expected = logits[t, target] - logits[t, row or slice(None)].logsumexp(0)
+            assert one["logprobs"][t] == pytest.approx(float(expected), abs=1e-4)
+
+
 def test_what_was_downloaded_is_what_peft_and_transformers_load(inside, tiny_folder):
     found, out = inside[1]["exported"], inside[2]
     merged = AutoModelForCausalLM.from_pretrained(out / "hf_model", dtype=torch.float32)

@@ -16,6 +16,7 @@ from weaver.domain import (
     SampleRequest,
     SamplingParams,
     StopReason,
+    TokenRows,
 )
 from weaver.errors import CheckpointDamaged, InvalidInput
 from weaver.loss import Loss
@@ -88,6 +89,24 @@ def test_logits_are_divided_by_the_temperature(backend):
     [found] = backend.forward_backward([one])
     np.testing.assert_allclose(found.logprobs[0], expected.detach(), rtol=1e-5)
     assert found.metrics["loss:sum"] == pytest.approx(float(value.detach()), rel=1e-5)
+    assert backend.optim_step("m", AdamParams())["grad_norm"] == pytest.approx(float(leaf.grad.norm()), rel=1e-5)
+
+
+def test_probabilities_are_of_what_a_sampling_mask_keeps(backend):
+    loss = next(loss for loss in weaver_losses() if loss.name == "cross_entropy")
+    bias = torch.tensor([0.3, -1.0, 2.0, 0.5, 0.1])
+    state = backend.export_state("m", optimizer=False)
+    tensors = {"base_model.model.echo.bias": bias.numpy().copy()}
+    backend.import_state("m", replace(state, adapter=replace(state.adapter, tensors=tensors)))
+    leaf, rows = bias.clone().requires_grad_(), [[4, 1], [], [2, 4, 0]]
+    targets, weights = [1, 4, 4], [1, -0.5, 2]
+    kept = [(leaf / 0.4)[row or [0, 1, 2, 3, 4]].logsumexp(0) for row in rows]
+    expected = torch.stack([leaf[target] / 0.4 - total for target, total in zip(targets, kept, strict=True)])
+    (-expected * torch.tensor(weights)).sum().backward()
+    one = replace(one_pass(targets, weights, loss=loss), config={"temperature": 0.4})
+    masked = replace(one.data[0], sampling_mask=TokenRows.of_lists(rows))
+    [found] = backend.forward_backward([replace(one, data=[masked])])
+    np.testing.assert_allclose(found.logprobs[0], expected.detach(), rtol=1e-5)
     assert backend.optim_step("m", AdamParams())["grad_norm"] == pytest.approx(float(leaf.grad.norm()), rel=1e-5)
 
 

@@ -166,6 +166,7 @@ def test_the_records_tell_roles_spellings_and_what_has_no_gradient(server):
     assert added <= told.keys()
     assert {name for name, one in told.items() if one["forward_only"]} == {"forward_logprob"}
     assert {name for name, one in told.items() if one["carries_other_inputs"]} == {"forward_logprob", "surrogate"}
+    assert {name for name, one in told.items() if not one["sampling_masks"]} == {"custom"}
     sampling = told["importance_sampling"]
     assert sampling["spellings"] == [["logprobs", "advantages", "loss_mask"], ["weights", "importance_weights"]]
     config = {field["name"]: field for field in sampling["config"]}

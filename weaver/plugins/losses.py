@@ -202,6 +202,7 @@ def _policy_gradients() -> Iterable[Loss]:
         (*_clip(0.8, 1.2), TEMPERATURE),
         "-min(r · A, clamp(r) · A); the thresholds bound the ratio itself",
         "Schulman et al. 2017, arXiv:1707.06347",
+        sampling_masks=True,
     )
     yield Loss(
         "cispo",
@@ -222,6 +223,7 @@ def _policy_gradients() -> Iterable[Loss]:
         ),
         "-(lp · A - beta / 2 · (lp - q)²)",
         "Richemond et al. 2024, arXiv:2405.19107",
+        sampling_masks=True,
     )
     yield Loss(
         "gspo",
@@ -245,6 +247,7 @@ def _policy_gradients() -> Iterable[Loss]:
         "-stopgrad(clamp(r)) · lp · A + kl_coeff / 2 · (lp - q)², with the q that the server recorded",
         "defined in docs/protocol.md",
         target_ranks=(1,),
+        sampling_masks=True,
     )
 
 
@@ -275,6 +278,7 @@ def _weaver() -> Iterable[Loss]:
         ),
         "-min(r · A, clamp(r) · A) · m; the config says how far the ratio's bounds are from 1",
         "Schulman et al. 2017, arXiv:1707.06347",
+        sampling_masks=True,
     )
     yield Loss(
         "forward_logprob",
@@ -293,6 +297,7 @@ def _weaver() -> Iterable[Loss]:
         (TEMPERATURE,),
         "+lp · surrogate_weights, the gradient of a client's own loss; what else a datum holds is carried along unread",
         carries_others=True,
+        sampling_masks=True,
     )
 
 

@@ -1,9 +1,13 @@
 """The comparisons of these tests can fail: each of these breaks of the product shows in them."""
 
+import math
+
 import pytest
 from breaks import BREAKS, break_product, mend_product
 from parity import Worst, by_ranks, by_transformers, create, mixed_passes, open_model
 from weaver_megatron.layout import Layout
+
+from weaver.errors import LossFailed
 
 PLAIN, SEQUENCE, DATA, EXPERTS = Layout(tp=2), Layout(tp=2, sequence_parallel=True), Layout(dp=2), Layout(dp=2, ep=2)
 CASES = [
@@ -45,6 +49,10 @@ def test_a_break_of_the_product_shows(groups, models, what, layout, model):
         open_model(group, models[model], budget=24)
         adapters, worst = create(group), Worst()
         worst.add(by_ranks(group, passes), by_transformers(models[model], adapters, passes))
+    except LossFailed as error:
+        if "its value is nan" not in str(error):  # it is where a rank has no token of a sampling mask's row
+            raise
+        worst = Worst(math.inf, math.inf)
     finally:
         group.call(mend_product)
     print(f"without {what}: logprobs differ by {worst.logprob:.1e}, gradients by {worst.gradient:.1e}")

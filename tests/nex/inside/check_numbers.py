@@ -142,6 +142,35 @@ def test_a_losss_temperature_divides_the_logits(service, numbers):
     assert unscaled[1:] == pytest.approx(numbers["temperature"]["plain"], abs=1e-4)
 
 
+MASKS = {
+    "jagged": [[6, 2, 90], [], [8], [9, 3, 4, 5], [10, 11]],
+    "rows of one length": [[6, 2], [7, 3], [8, 4], [9, 5], [10, 6]],
+    "nothing left out": [[], [], [], [], []],
+}
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_a_sampling_mask_is_what_probabilities_are_over(service, numbers, name):
+    """By both transports, to the last digit; and a custom loss has the gradient of the built-in one."""
+    masked = [sentence(FIRST, WEIGHTS[0]).with_loss_fn_inputs(sampling_mask=MASKS[name]), data()[1]]
+    found = []
+    with ServiceClient(heartbeat_interval=0.2, tensor_transport="http-binary") as binary:
+        for one in (service, binary):
+            client = model(one)
+            result = client.forward_backward(masked, "cross_entropy", loss_fn_config={"temperature": 0.7})
+            found.append((logprobs_of(result), client.optim_step(adam(0.05))["metrics"]["grad_norm"]))
+    assert found[0] == found[1]
+
+    def weighted(batch, logprobs):
+        losses = [-(one * datum.loss_fn_inputs["weights"]).sum() for one, datum in zip(logprobs, batch, strict=True)]
+        return torch.stack(losses).sum(), {}
+
+    client = model(service)
+    client.forward_backward_custom(masked, weighted, loss_fn_config={"temperature": 0.7})
+    assert client.optim_step(adam(0.05))["metrics"]["grad_norm"] == pytest.approx(found[0][1], rel=1e-4)
+    numbers.setdefault("masks", {})[name] = {"tokens": FIRST, "rows": MASKS[name], "logprobs": found[0][0][0]}
+
+
 @pytest.mark.parametrize("compression", ["zstd", "raw"])
 def test_the_binary_transport_finds_the_same_numbers(service, numbers, compression):
     with ServiceClient(
@@ -215,10 +244,10 @@ def test_whole_numbers_count_as_weights(service):
 
 def test_a_refused_pass_changes_nothing_and_the_next_ones_run(service):
     client = model(service)
-    bad = sentence(FIRST).with_loss_fn_inputs(sampling_mask=[[1, 2], [3]])
-    with pytest.raises(WeaverAPIError, match=r"data\[0\].loss_fn_inputs\['sampling_mask'\]") as refused:
+    bad = sentence(FIRST).with_loss_fn_inputs(sampling_mask=[[6, 2], [3]])
+    with pytest.raises(WeaverAPIError, match=r"data\[0\].loss_fn_inputs\['sampling_mask'\] has 2 rows") as refused:
         client.forward_backward([bad], "cross_entropy")
-    assert (refused.value.status_code, refused.value.code) == (400, "not_offered")
+    assert (refused.value.status_code, refused.value.code) == (400, "invalid_request")
     routed = types.Datum(
         model_input=types.ModelInput.from_ints([5, 6]), loss_fn_inputs={"target_tokens": [6, 7]},
         metadata={"router_replay": {"mode": "R3"}},
