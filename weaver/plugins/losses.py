@@ -180,6 +180,7 @@ def weaver_losses() -> Iterable[Loss]:
         sampling_masks=True,
     )
     yield from _policy_gradients()
+    yield from _of_sequences()
     yield Loss("custom", custom, description="a function that a client traced, run from its graph", from_graph=loss_of)
     yield from _weaver()
 
@@ -225,6 +226,10 @@ def _policy_gradients() -> Iterable[Loss]:
         "Richemond et al. 2024, arXiv:2405.19107",
         sampling_masks=True,
     )
+
+
+def _of_sequences() -> Iterable[Loss]:
+    """What needs more of a sequence than each token's own numbers."""
     yield Loss(
         "gspo",
         gspo,

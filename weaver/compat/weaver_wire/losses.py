@@ -22,7 +22,7 @@ IGNORED_TARGET: Final = -100
 MASK: Final = "loss_mask"
 WEIGHTS: Final = ("weights", MASK, "advantages", "surrogate_weights")
 """The inputs of which each weighs a target alone: 0 takes it out of the loss."""
-_NO_REPLAY: Final = "this server replays no router's choices; leave it out"
+_NO_REPLAY: Final = "this server has no router replay; leave it out"
 _NO_REFERENCES: Final = (
     f"this server keeps no sampling masks to refer to; send the rows themselves as loss_fn_inputs[{SAMPLING_MASK!r}]"
 )
