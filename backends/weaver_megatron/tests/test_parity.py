@@ -51,9 +51,9 @@ HEAD = """# weaver_megatron beside transformers and peft
 
 Written by `make test-megatron`. float32 on CPUs, gloo; tiny random models of 2 layers, hidden size 64, 8 heads, 4 key
 heads, vocabulary 131; three adapters of ranks 4, 7 and 2 with other targets in one call, two losses at three
-temperatures, with entropies and without, one and three targets per token, micro-batches of at most 24 tokens, chunks of
-7. The largest difference of any logprob (limit 1e-5), and of any gradient of a LoRA tensor, relative to the largest
-number of its tensor (limit 1e-4).
+temperatures, with and without entropies and sampling masks, one and three targets per token, micro-batches of at most
+24 tokens, chunks of 7. The largest difference of any logprob (limit 1e-5), and of any gradient of a LoRA tensor,
+relative to the largest number of its tensor (limit 1e-4).
 
 | model | ranks | logprob | gradient |
 |---|---|---|---|"""

@@ -68,11 +68,13 @@ def token_rows(value: object, where: str) -> TokenRows:
         return TokenRows(np.arange(len(table) + 1) * table.shape[1], table.reshape(-1).astype(np.int64))
     if not isinstance(value, list | tuple) or any(not isinstance(row, list | tuple) for row in value):
         raise refused
-    flat = np.array(list(chain.from_iterable(value))) if any(value) else np.zeros(0, np.int64)
-    if flat.ndim != 1 or flat.dtype.kind not in "iu" or bool in {type(token) for row in value for token in row}:
+    kinds = set(map(type, chain.from_iterable(value)))
+    if bool in kinds or not all(issubclass(kind, int | np.signedinteger) for kind in kinds):
         raise refused
-    starts = np.cumsum([0, *map(len, value)], dtype=np.int64)
-    return TokenRows(starts, token_ids(flat, where))
+    try:
+        return TokenRows.of_lists(value)
+    except OverflowError:
+        raise refused from None
 
 
 def _chunk(chunk: object, where: str) -> IntArray:
