@@ -159,6 +159,17 @@ def test_entropies_of_several_targets_per_token_fail_by_name(trained, data):
         trained().forward_backward(batch, "importance_sampling", config).result()
 
 
+@pytest.mark.parametrize("loss", ["cross_entropy", "forward_logprob"])
+def test_a_sampling_mask_is_refused_by_name_for_this_protocol_has_no_rows(trained, data, loss):
+    """Also by a loss that carries along what it does not read."""
+    batch, message = (
+        [data.datum(4, targets=2, weights=(0.0, 1.0), sampling_mask=(0.0, 1.0))],
+        r"an array; a sampling mask is",
+    )
+    with pytest.raises(tinker.BadRequestError, match=rf"data\[0\].loss_fn_inputs\['sampling_mask'\] is {message}"):
+        trained().forward(batch, loss).result()
+
+
 def test_the_records_tell_roles_spellings_and_what_has_no_gradient(server):
     with urllib.request.urlopen(f"{server.url}/api/v1/losses") as answer:
         told = {one["name"]: one for one in json.load(answer)["losses"]}
