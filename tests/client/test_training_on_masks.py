@@ -7,8 +7,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import weaver
+from tests.tiny_models import VOCABULARY
 
-from .conftest import VOCABULARY, datum, new_model
+from .conftest import datum, new_model
 
 types = weaver.types
 TOKENS, TEMPERATURE = [5, 9, 3, 7, 2, 8], 0.7
