@@ -246,6 +246,11 @@ class ServiceMethods(ServiceLists, Face):
         folder = Path(dest).expanduser()
         return self._answer(self._service.download(target, folder, kind, verify, max_concurrency))
 
+    def _reach(self) -> None:
+        """Connect without a session, and see that somebody answers: whoever is not there is given up soon."""
+        self._connection.wait(self._connection.connect(with_session=False))
+        self._connection.wait(self._connection.request("GET", "/organizations", attempts=1))
+
     def _leave(self) -> None:
         """At the end of the process: after an error nothing is waited for."""
         self._end(waits=not hasattr(sys, "last_type"))

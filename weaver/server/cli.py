@@ -13,6 +13,9 @@ from weaver.config import Config, default_data_dir, disabled_plugins, prepare_th
 from weaver.domain import OptionValue
 from weaver.errors import InvalidInput, WeaverError
 from weaver.server.adapter_cli import adapter
+from weaver.server.checkpoint_cli import checkpoint
+from weaver.server.deployment_cli import deployment
+from weaver.server.lists_cli import listing, organizations_group, projects_group, scope, show
 from weaver.server.model_sources import model_sources
 from weaver.server.option_flags import ServeCommand, given_options
 from weaver.server.plugins_cli import plugins
@@ -29,9 +32,11 @@ def weaver() -> None:
     """Fine-tune language models with your own loop, on your own machines."""
 
 
-weaver.add_command(adapter)
-weaver.add_command(run)
-weaver.add_command(plugins)
+for _command in (
+    adapter, run, plugins,
+    listing, show, organizations_group, projects_group, scope, checkpoint, deployment,
+):  # fmt: skip
+    weaver.add_command(_command)
 
 
 @weaver.command(cls=ServeCommand)

@@ -4,14 +4,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from weaver.config import disabled_plugins, strict_plugins
 from weaver.errors import WeaverError
 from weaver.loss import ConfigField, Loss
 from weaver.registry import KINDS, Registry, load_registry
 from weaver.server.new_plugin import write_loss_package
+from weaver.server.printed import print_table
 
 
 @click.group(invoke_without_command=True)
@@ -20,11 +19,12 @@ def plugins(context: click.Context) -> None:
     """Show installed plugins: packages, versions, hooks and names, and what failed and why."""
     if context.invoked_subcommand is None:
         registry = _registry()
-        table = Table("package", "version", "hook", "names", box=None, pad_edge=False)
-        for loaded in registry.plugins:
-            for hook, names in loaded.names.items() or {"none": ()}.items():
-                table.add_row(loaded.package, loaded.version, hook, ", ".join(names))
-        Console(width=None if Console().is_terminal else 10_000).print(table)
+        rows = [
+            (loaded.package, loaded.version, hook, ", ".join(names))
+            for loaded in registry.plugins
+            for hook, names in (loaded.names.items() or {"none": ()}.items())
+        ]
+        print_table(["package", "version", "hook", "names"], rows)
         for name in sorted(disabled_plugins()):
             click.echo(f"left out by WEAVER_DISABLE_PLUGINS: {name}")
         for failed in registry.failed:
