@@ -60,7 +60,7 @@ test-sdks: $(INSTALLED) ## run one loop with Tinker's SDKs from 0.16.1 to 0.38.0
 # Its import package is called weaver, like ours, so it has an environment of its own.
 NEX := .venvs/nex-1.19.2
 test-nex: $(INSTALLED) $(NEX)/.installed ## train, sample and export with the unmodified nex-weaver SDK against one server
-	$(BIN)/python -m pytest tests/nex/check_nex.py
+	$(BIN)/python -m pytest tests/nex/check_nex.py tests/nex/check_commands.py
 
 $(NEX)/.installed:
 	@echo "installing nex-weaver into $(NEX) (torch is large: this takes minutes)"
