@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from weaver.client.errors import WeaverAPIError
     from weaver.client.operations import AsyncOperationHandle, OperationHandle
     from weaver.client.outputs import align_training_outputs, attach_loss_fn_outputs
-    from weaver.client.sampling_client import AsyncSamplingClient
-    from weaver.client.service_client import AsyncServiceClient, ServiceClient
-    from weaver.client.training_client import AsyncTrainingClient
+    from weaver.sampling_client import AsyncSamplingClient
+    from weaver.service_client import AsyncServiceClient, ServiceClient
+    from weaver.training_client import AsyncTrainingClient
     from weaver.types import (
         WEAVER_REDACTED_TOKEN_ID,
         Deployment,

@@ -1,5 +1,6 @@
-"""`SamplingClient`, where users of Weaver's API import it from."""
+"""`SamplingClient` and `AsyncSamplingClient`, where users of Weaver's API import them from. What their methods return
+is in the stub beside this file."""
 
-from weaver.client.sampling_client import SamplingClient
+from weaver.client.sampling_client import AsyncSamplingClient, SamplingClient
 
-__all__ = ["SamplingClient"]
+__all__ = ["AsyncSamplingClient", "SamplingClient"]

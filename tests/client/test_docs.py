@@ -9,6 +9,7 @@ import warnings
 from pathlib import Path
 
 import weaver
+from weaver.server import cli
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/weaver-api.md").read_text()
@@ -43,8 +44,9 @@ def test_the_example_trains(folder, tmp_path):
 
 
 def test_every_name_that_the_page_lists_is_where_it_says():
-    rows = re.findall(r"^\| (`weaver[^|]*) \| (.*) \|$", PAGE, re.MULTILINE)
-    assert len(rows) == 5
+    section = PAGE.partition("## What is where")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (`weaver[^|]*) \| (.*) \|$", section, re.MULTILINE)
+    assert len(rows) == 6
     found = 0
     for modules, names in rows:
         loaded = [__import__(path, fromlist=["x"]) for path in re.findall(r"`([\w.]+)`", modules)]
@@ -52,6 +54,15 @@ def test_every_name_that_the_page_lists_is_where_it_says():
             assert any(hasattr(module, name) for module in loaded), name
             found += 1
     assert found > 15
+
+
+def test_every_command_that_asks_a_server_is_on_the_page():
+    section = PAGE.partition("## The command\n")[2].partition("\n## ")[0]
+    groups = ("list", "show", "organizations", "projects", "scope", "checkpoint", "deployment")
+    for group in groups:
+        rows = "".join(line for line in section.splitlines() if line.startswith("|") and f"`weaver {group} " in line)
+        for name in cli.weaver.commands[group].commands:
+            assert re.search(rf"`(weaver {group} )?{name}\b", rows), (group, name)
 
 
 def test_an_environment_with_both_packages_is_warned_of(tmp_path):

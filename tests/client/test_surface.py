@@ -10,6 +10,7 @@ from .surface import surface
 THEIRS = json.loads((Path(__file__).parent / "nex_weaver_1_19_2.json").read_text())
 HANDLES = ("AsyncOperationHandle", "OperationHandle")
 METHODS = "async clients' methods are functions that return coroutines: what they do is written once for both clients"
+BESIDE = "the async client is beside the blocking one, for one stub says what both return"
 RECORD = "handles are no dataclasses: nobody makes them by hand, and `operation_id` is a property"
 
 # Where a path begins so, the two differ, and why.
@@ -22,6 +23,8 @@ DIFFERENCES = {
         for name in HANDLES
         for module in ("weaver", "weaver.operations")
     },
+    ("weaver.sampling_client", "AsyncSamplingClient"): BESIDE,
+    ("weaver.training_client", "AsyncTrainingClient"): BESIDE,
     ("weaver.training_pipeline", "T"): "a type variable of its own making",
 }
 
