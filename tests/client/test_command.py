@@ -15,6 +15,8 @@ from weaver.server import cli
 from .conftest import MODEL, new_model
 
 KEY = "tml-for-commands"
+ARTIFACT = "00000000-0000-4000-8000-000000000009"
+FAILED = {"id": "made", "status": "error", "error_code": "disk_full", "error_message": "nothing is left"}
 
 
 @pytest.fixture(scope="module")
@@ -130,10 +132,11 @@ def test_pages_are_the_servers(printed, trainer):
     assert page == {"items": [], "pagination": {"limit": 7, "offset": 5, "total_count": 1}}
 
 
-def test_supported_models_are_chosen_by_mode(printed):
+def test_supported_models_are_chosen_by_mode(printed, refused):
     assert printed("list", "supported-models", "--format", "names") == f"{MODEL}\n"
     assert printed("list", "supported-models").splitlines()[1].split() == [MODEL, "LoRA", *["$0", "/", "token"] * 4]
     assert json.loads(printed("list", "supported-models", "--mode", "full-ft", "-f", "json")) == []
+    assert "no organization 'elsewhere'" in refused("list", "supported-models", "--organization-id", "elsewhere")
     [lora] = json.loads(printed("list", "supported-models", "--mode", "lora", "-f", "json"))
     assert [one["mode"] for one in lora["training_modes"]] == ["lora"]
 
@@ -218,6 +221,46 @@ def test_a_server_that_does_not_answer_is_given_up_at_once(recorder):
     assert done.exit_code == 1
     assert f"no answer from {silent.url}" in done.stderr
     assert len(silent.asked) == 1
+
+
+def test_files_that_do_not_come_are_told_of(recorder, monkeypatch, tmp_path):
+    monkeypatch.setattr("weaver.client.downloads._FIRST_DELAY", 0)
+
+    def answer(method, path, headers, body):
+        if path.startswith("/files"):
+            return None
+        file = {"name": "weights", "url": f"http://{headers['Host']}/files/weights", "size": 3, "sha256": "0" * 64}
+        return 200, {}, json.dumps({"files": [file]}).encode()
+
+    asked = recorder(answer)
+    command = ("checkpoint", "download", ARTIFACT, "-o", tmp_path, "--base-url", asked.url)
+    done = run(*command)
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert f"no answer from {asked.url}: weights: " in done.stderr
+
+
+def test_what_nobody_waits_for_is_not_waited_for(recorder):
+    asked = recorder(lambda *request: (200, {}, b'{"id": "made", "status": "pending"}'))
+    for command in (
+        ("checkpoint", "export", ARTIFACT),
+        ("deployment", "create", ARTIFACT, "--name", "a"),
+        ("deployment", "delete", ARTIFACT),
+    ):
+        told = json.loads(run(*command, "--no-wait", "--base-url", asked.url).stdout)
+        assert told == {"operation_id": "made", "status": "pending"}
+    assert not [path for _, path, *_ in asked.asked if "operations" in path]
+
+
+def test_an_operation_that_fails_fails_the_command(recorder):
+    def answer(method, path, headers, body):
+        known = {"id": "made", "status": "pending"} if "operations" not in path else FAILED
+        return 200, {}, json.dumps(known).encode()
+
+    asked = recorder(answer)
+    done = run("checkpoint", "export", ARTIFACT, "--base-url", asked.url)
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert done.stderr.startswith("waiting for operation made\n")
+    assert "disk_full: nothing is left" in done.stderr
 
 
 def test_a_command_begins_no_session(recorder):

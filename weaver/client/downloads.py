@@ -17,7 +17,7 @@ import httpx
 
 from weaver import __version__
 from weaver.client.connection import Connection
-from weaver.client.errors import api_error
+from weaver.client.errors import api_error, unavailable
 from weaver.client.references import KINDS, artifact_address, by_path, completed, resource_id
 from weaver.client.transports.contract import Json
 from weaver.types import WeightsArtifact
@@ -110,10 +110,10 @@ class Download:
                 if renewals > RENEWALS:
                     raise RuntimeError(f"the links to {name!r} are refused again and again: {error}") from error
                 await self._renew()
-            except httpx.TransportError:
+            except httpx.TransportError as error:
                 attempts += 1
                 if attempts > ATTEMPTS:
-                    raise
+                    raise unavailable(f"{name}: {error or type(error).__name__}") from error
                 await asyncio.sleep(_FIRST_DELAY * 2 ** (attempts - 1))
         await asyncio.to_thread(self._files[name].check, part, verify=self._verify)
         part.replace(place)
