@@ -190,6 +190,10 @@ def test_deployments_come_and_go(printed, refused, service, kept):
     newer = build_operation_handle(service.http, {"id": taken["operation_id"]}).result()
     assert service.get_deployment(made["id"]).status == "stopped"
     assert json.loads(printed("deployment", "delete", newer["id"]))["status"] == "stopped"
+    again = refused("deployment", "delete", newer["id"])
+    assert again.startswith(
+        "Error: the deployment 'by-command' is stopped already (already_stopped, HTTP 409, request "
+    )
 
 
 def test_a_refusal_says_why_and_which_request_it_was(refused):

@@ -7,7 +7,7 @@ from weaver.compat.weaver_wire import requests
 from weaver.compat.weaver_wire.acknowledging import told
 from weaver.compat.weaver_wire.checkpoints import find
 from weaver.compat.weaver_wire.context import Answer, Body, Params, WireContext
-from weaver.compat.weaver_wire.errors import Json, NameTaken, NotOffered
+from weaver.compat.weaver_wire.errors import AlreadyStopped, Json, NameTaken, NotOffered
 from weaver.compat.weaver_wire.ids import checkpoint_uuid, outer, weaver_path
 from weaver.compat.weaver_wire.paging import page_answer, page_of
 from weaver.compat.weaver_wire.times import iso_time
@@ -79,7 +79,11 @@ async def get_deployment(context: WireContext, params: Params, query: Params, bo
 
 
 async def delete_deployment(context: WireContext, params: Params, query: Params, body: Body) -> Answer:
-    return await _done(context, context.service.deployments.stop(params["deployment_id"]))
+    try:
+        stopped = context.service.deployments.stop(params["deployment_id"])
+    except AlreadyExists as error:
+        raise AlreadyStopped(str(error)) from error
+    return await _done(context, stopped)
 
 
 ENDPOINTS: Final = (

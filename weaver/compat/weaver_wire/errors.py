@@ -18,9 +18,14 @@ class NameTaken(errors.AlreadyExists):
     """Something else of that name is there."""
 
 
+class AlreadyStopped(errors.AlreadyExists):
+    """It is over, and cannot end again."""
+
+
 # The first class that fits decides.
 _CODES: Final[Sequence[tuple[type[BaseException], int, str]]] = (
     (NotOffered, 400, "not_offered"),
+    (AlreadyStopped, 409, "already_stopped"),
     (errors.AlreadyExists, 409, "name_taken"),
     (errors.SequenceRefused, 409, "sequence_refused"),
     (errors.InvalidInput, 400, "invalid_request"),
