@@ -99,7 +99,7 @@ IN_NEXRL = .venvs/nexrl/bin/python -m pip --disable-pip-version-check install -q
 # pyright comes from PyPI and brings its own node; it fetches itself from npm's registry when it first runs.
 test-types: export WEAVER_TEST_PYRIGHT := $(CURDIR)/.venvs/pyright/bin/pyright
 test-types: $(INSTALLED) .venvs/pyright/.installed ## check a user's script with pyright, with the SDK's types and with ours
-	$(BIN)/python -m pytest tests/dropin/check_pyright.py
+	$(BIN)/python -m pytest tests/dropin/check_pyright.py tests/client/check_pyright.py
 
 .venvs/pyright/.installed:
 	@rm -rf .venvs/pyright
