@@ -2,7 +2,7 @@
 
 from typing import reveal_type
 
-from weaver import AsyncServiceClient, ServiceClient, types
+from weaver import AsyncSamplingClient, AsyncServiceClient, AsyncTrainingClient, ServiceClient, types
 
 DATA: list[types.Datum] = []
 PROMPT = types.ModelInput.from_ints([1, 2])
@@ -53,3 +53,8 @@ async def awaited(wait: bool) -> None:
         reveal_type(await trainer.save_weights_and_get_sampling_client())  # AsyncSamplingClient
         sampler = await service.create_sampling_client(base_model="model")
         reveal_type(await sampler.sample(prompt=PROMPT, wait=False))  # AsyncOperationHandle
+
+
+async def named(trainer: AsyncTrainingClient, sampler: AsyncSamplingClient) -> None:
+    reveal_type(await trainer.list_checkpoints())  # list[Checkpoint]
+    reveal_type(await sampler.compute_logprobs(prompt=PROMPT))  # list[float | None]
