@@ -212,6 +212,8 @@ class DecodeLoop:
             [row.params for row in rows],
             [row.generator.random() if row.params.temperature else 0.0 for row in rows],
             [row.job.request.topk_sample_logprobs for row in rows],
+            {place: row.barred for place, row in enumerate(rows) if row.is_early},
+            [place for place, row in enumerate(rows) if row.job.request.sampling_mask],
         )
         self.statistics.decode_calls += 1
         self.statistics.drawn_tokens += len(rows)
@@ -221,6 +223,8 @@ class DecodeLoop:
                     InvalidInput(f"{_model_of(row.job)} gives logits that are not finite; no token can be drawn")
                 )
             row.append(token, logprob, likeliest)
+        for place, left in drawn.left.items():
+            rows[place].tell_left(left)
         self._finish_those_over(rows)
 
     def _next_logits(self, rows: list[Row]) -> torch.Tensor:

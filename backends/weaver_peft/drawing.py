@@ -6,11 +6,13 @@ depends on its logits and its seed and on nothing else in the batch.
 Shapes: R rows, V vocabulary, F those of the rows that drop part of the vocabulary, k draws or likeliest tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from weaver.domain import SamplingParams
 
@@ -27,11 +29,13 @@ class Likeliest:
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """One token per row. A logprob is NaN where the row's logits are not finite."""
+    """One token per row. A logprob is NaN where the row's logits are not finite. `left`, of the rows that were to tell
+    it: the tokens a row's was drawn among, ascending; empty where none was left out."""
 
     tokens: list[int]
     logprobs: list[float]
     likeliest: list[Likeliest | None]
+    left: Mapping[int, NDArray[np.int32]]
 
 
 def row_generator(seed: int | None, index: int) -> np.random.Generator:
@@ -69,10 +73,14 @@ def draw(
     params: Sequence[SamplingParams],
     uniforms: Sequence[float],
     likeliest: Sequence[int],
+    barred: Mapping[int, Collection[int]] = MappingProxyType({}),
+    telling: Collection[int] = (),
 ) -> Drawn:
     """Draw a token for each row, from temperature, then top_k, then top_p, and tell that many of the `likeliest` tokens
-    of what it was drawn from. Consumes `logits_RV` (float32)."""
+    of what it was drawn from. Tokens that are `barred` from a row cannot come, and what is left is all there is; rows
+    that are `telling` tell it. Consumes `logits_RV` (float32)."""
     device = logits_RV.device
+    _bar(logits_RV, barred)
     temperatures = [max(each.temperature, SMALLEST_TEMPERATURE) if each.temperature else 1.0 for each in params]
     scaled_RV = logits_RV.sub_(logits_RV.amax(1, keepdim=True))
     if any(temperature != 1.0 for temperature in temperatures):
@@ -88,7 +96,23 @@ def draw(
     normalizer_R1 = cumulative_RV[:, -1:].log()
     logprob_R1 = scaled_RV.gather(1, token_R1) - normalizer_R1
     tops = [_likeliest(scaled_RV[row], normalizer_R1[row], k) if k else None for row, k in enumerate(likeliest)]
-    return Drawn(token_R1[:, 0].tolist(), logprob_R1[:, 0].tolist(), tops)
+    left = {row: _left(scaled_RV[row], row in barred or _drops(params[row], scaled_RV.shape[1])) for row in telling}
+    return Drawn(token_R1[:, 0].tolist(), logprob_R1[:, 0].tolist(), tops, left)
+
+
+def _bar(logits_RV: torch.Tensor, barred: Mapping[int, Collection[int]]) -> None:
+    if barred:
+        rows = [row for row, tokens in barred.items() for _ in tokens]
+        logits_RV[rows, [token for tokens in barred.values() for token in tokens]] = -torch.inf
+
+
+def _left(scaled_V: torch.Tensor, dropped: bool) -> NDArray[np.int32]:
+    """A model's own logits may be -inf; those of a row that nothing was dropped from are the whole vocabulary."""
+    left = (scaled_V > -torch.inf).nonzero()[:, 0] if dropped else None
+    if left is None or len(left) == len(scaled_V):
+        return np.zeros(0, np.int32)
+    found: NDArray[np.int32] = left.to("cpu", torch.int32).numpy()
+    return found
 
 
 def _likeliest(scaled_V: torch.Tensor, normalizer_1: torch.Tensor, k: int) -> Likeliest:
@@ -99,11 +123,7 @@ def _likeliest(scaled_V: torch.Tensor, normalizer_1: torch.Tensor, k: int) -> Li
 
 def _drop_unlikely(scaled_RV: torch.Tensor, params: Sequence[SamplingParams]) -> None:
     """Set to -inf what top_k and top_p drop. Greedy rows drop nothing: their logprobs are the model's own."""
-    rows = [
-        row
-        for row, each in enumerate(params)
-        if each.temperature and (0 < each.top_k < scaled_RV.shape[1] or each.top_p < 1)
-    ]
+    rows = [row for row, each in enumerate(params) if _drops(each, scaled_RV.shape[1])]
     if not rows:
         return
     scaled_FV = scaled_RV[rows]
@@ -115,6 +135,10 @@ def _drop_unlikely(scaled_RV: torch.Tensor, params: Sequence[SamplingParams]) ->
     level_FV = scaled_FV == least_F1
     level_FV &= level_FV.cumsum(1) <= keep_F1 - above_FV.sum(1, keepdim=True)
     scaled_RV[rows] = scaled_FV.masked_fill_(~(above_FV | level_FV), -torch.inf)
+
+
+def _drops(params: SamplingParams, vocabulary: int) -> bool:
+    return bool(params.temperature) and (0 < params.top_k < vocabulary or params.top_p < 1)
 
 
 def _kept_count(sorted_FV: torch.Tensor, params: Sequence[SamplingParams]) -> torch.Tensor:

@@ -3,9 +3,12 @@
 Shapes: n tokens of a prompt, L tokens of a row (its prompt, then what was drawn).
 """
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from weaver.domain import (
     AdapterRef,
@@ -16,14 +19,20 @@ from weaver.domain import (
     SampleResult,
     SamplingParams,
     StopReason,
+    TokenRows,
     TopLogprobs,
 )
+from weaver.errors import InvalidInput
 from weaver.sampler import SampleFuture
 from weaver_peft.call import LoraWeights
 from weaver_peft.drawing import Likeliest, row_generator
 from weaver_peft.prefix_cache import common
 from weaver_peft.prompt_logprobs import PromptLogprobs
 from weaver_peft.stopping import StopRule
+
+
+MOST_LEFT: Final = 2**27
+"""Tokens that the sampling masks of one request may have: half a gibibyte while they are drawn."""
 
 
 @dataclass(slots=True, eq=False)
@@ -40,6 +49,7 @@ class Job:
     weights: LoraWeights | None = None
     stop: StopRule | None = None
     sequences: dict[int, SampledSequence] = field(default_factory=dict)
+    left: int = 0  # tokens in the masks so far
 
     @classmethod
     def of_request(cls, request: SampleRequest, future: SampleFuture) -> "Job":
@@ -69,10 +79,10 @@ class Job:
 
     def settle(self) -> None:
         """Hand the result over once every sample is there."""
-        request = self.request
-        if len(self.sequences) < request.num_samples or not self.future.set_running_or_notify_cancel():
+        if self.is_over or len(self.sequences) < self.request.num_samples:
             return
-        self.future.set_result(self._result())
+        if self.future.set_running_or_notify_cancel():
+            self.future.set_result(self._result())
 
     def _result(self) -> SampleResult:
         request, own, targets, alternatives = (
@@ -106,6 +116,7 @@ class Row:
         self.drawn: list[int] = []
         self.logprobs: list[float] = []
         self.likeliest: list[Likeliest] = []
+        self.left: list[NDArray[np.int32]] = []
         self._tokens_L = np.empty(len(prompt_n) + params.max_tokens, np.int64)
         self._tokens_L[: len(prompt_n)] = prompt_n
 
@@ -125,6 +136,16 @@ class Row:
     def needed_columns(self) -> int:
         """What must be cached before the row can decode: all but its last token, which the decode call itself adds."""
         return self.length - 1
+
+    @property
+    def is_early(self) -> bool:
+        """Whether there are tokens that cannot come yet."""
+        return len(self.drawn) < self.params.min_tokens
+
+    @property
+    def barred(self) -> Collection[int]:
+        """Of a row that is early: the tokens that cannot come yet."""
+        return self.job.stop.token_ids if self.job.stop is not None else ()
 
     @property
     def answers_for_prompt(self) -> bool:
@@ -148,6 +169,18 @@ class Row:
             told = () if likeliest is None else tuple(zip(likeliest.tokens, likeliest.logprobs, strict=True))
             self.job.request.listener(DrawnToken(self.index, token, logprob, told))
 
+    def tell_left(self, left: NDArray[np.int32]) -> None:
+        """What the last token was drawn among."""
+        self.left.append(left)
+        self.job.left += len(left)
+        if self.job.left > MOST_LEFT:
+            self.job.fail(
+                InvalidInput(
+                    f"return_sampling_mask: the masks have more than {MOST_LEFT} tokens together; ask for fewer samples "
+                    "or tokens, or lower top_p or top_k"
+                )
+            )
+
     def stop_reason(self) -> StopReason | None:
         """Why the sequence is over; None while it is not."""
         if self.drawn and self.job.stop is not None and self.job.stop.ends(self.drawn):
@@ -158,8 +191,14 @@ class Row:
         """Hand the sample to its job."""
         tokens, logprobs = np.array(self.drawn, np.int64), np.array(self.logprobs, np.float32)
         top = _table(self.likeliest, self.job.request.topk_sample_logprobs)
-        self.job.sequences[self.index] = SampledSequence(tokens, logprobs, reason, top)
+        mask = _rows(self.left) if self.job.request.sampling_mask else None
+        self.job.sequences[self.index] = SampledSequence(tokens, logprobs, reason, top, mask)
         self.job.settle()
+
+
+def _rows(left: Sequence[NDArray[np.int32]]) -> TokenRows:
+    starts = np.cumsum([0, *map(len, left)], dtype=np.int64)
+    return TokenRows(starts, np.concatenate([np.zeros(0, np.int32), *left], dtype=np.int64))
 
 
 def _table(likeliest: list[Likeliest], k: int) -> TopLogprobs | None:

@@ -15,6 +15,7 @@ from weaver_peft.base_model import BaseModel
 # a leading space. So many characters at its beginning are not trusted to be the text's own.
 UNTRUSTED_CHARACTERS = 4
 FIRST_WINDOW = 16
+UNFINISHED = "\ufffd"
 
 
 class Detokenizer:
@@ -47,6 +48,7 @@ class StopRule:
 
     token_ids: frozenset[int]
     strings: tuple[str, ...]
+    min_tokens: int
     detokenizer: Detokenizer
 
     @classmethod
@@ -55,10 +57,12 @@ class StopRule:
         token_ids = base.facts.end_token_ids if params.stop_token_ids is None else params.stop_token_ids
         if params.stop_strings:
             detokenizer.text([])
-        return cls(frozenset(token_ids), params.stop_strings, detokenizer)
+        return cls(frozenset(token_ids), params.stop_strings, params.min_tokens, detokenizer)
 
     def ends(self, tokens: Sequence[int]) -> bool:
         """Whether the last of the tokens drawn so far ends the sequence."""
+        if len(tokens) <= self.min_tokens:
+            return False
         return tokens[-1] in self.token_ids or (bool(self.strings) and self._string_ends(tokens))
 
     def _string_ends(self, tokens: Sequence[int]) -> bool:
@@ -72,4 +76,11 @@ class StopRule:
         while len(text) < needed and window < len(tokens):
             window *= 2
             text = self.detokenizer.text(tokens[-window:])
-        return any(string in text for string in self.strings)
+        early = self._early_characters(tokens[-window:], len(tokens))
+        return any(text.find(string, max(0, early - len(string) + 1)) >= 0 for string in self.strings)
+
+    def _early_characters(self, window: Sequence[int], count: int) -> int:
+        """How many characters of the last tokens, of so many, belong to the first `min_tokens`: a string among these ends
+        nothing. An unfinished character belongs to the token that finishes it."""
+        early = self.min_tokens - (count - len(window))
+        return len(self.detokenizer.text(window[:early]).rstrip(UNFINISHED)) if early > 0 else 0

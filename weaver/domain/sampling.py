@@ -17,12 +17,12 @@ from weaver.domain.data import FloatArray, IntArray, TokenRows
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How tokens are drawn. Order: temperature, then top_k, then top_p on what is left.
+    """How tokens are drawn. Order: min_tokens, then temperature, then top_k, then top_p on what is left.
 
     `temperature` 0 is greedy. `top_k` -1 and `top_p` 1 keep everything. `stop_token_ids` None means the model's own end
     tokens, `()` means none; a stop token, or the token that completes a stop string, is part of what is returned.
-    The same `seed` draws the same tokens whatever else runs; None draws fresh ones. None of the first `min_tokens` is
-    a stop token, which has no probability there; stop strings are looked for when there are that many.
+    The same `seed` draws the same tokens whatever else runs; None draws fresh ones. None of the first `min_tokens` ends
+    the sequence: stop tokens have no probability there, and a stop string counts where a later token completes it.
     """
 
     max_tokens: int
@@ -131,10 +131,13 @@ class TopLogprobs:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SampledSequence:
-    """`logprobs` are of the drawn tokens under the distribution they were drawn from (after temperature, top_k and
-    top_p); at temperature 0 they are the model's own. `top_logprobs` are of the same distributions, one row each.
-    `sampling_mask` has a row for each token too: those that top_k, top_p and min_tokens left, in ascending order, with
-    the drawn one; it is empty where the whole vocabulary was left.
+    """`logprobs` are of the drawn tokens under the distribution they were drawn from (after min_tokens, temperature,
+    top_k and top_p); at temperature 0 they are the model's own, of what min_tokens left. `top_logprobs` are of the same
+    distributions, one row each.
+
+    `sampling_mask` has a row for each token too: the tokens that this distribution was over, the drawn one among them,
+    in ascending order; it is empty where min_tokens, top_k and top_p left the whole vocabulary, as they do at
+    temperature 0 after the first min_tokens.
     """
 
     tokens: IntArray

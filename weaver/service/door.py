@@ -146,6 +146,7 @@ def check_sampling_params(params: SamplingParams, facts: ModelFacts) -> None:
         raise InvalidInput(f"{name}.top_k is {params.top_k}; it must be at least 1, or -1 to keep every token")
     if not 0 < params.top_p <= 1:
         raise InvalidInput(f"{name}.top_p is {params.top_p}; it must be above 0 and at most 1")
+    _check_min_tokens(params, facts)
     if params.seed is not None and not 0 <= params.seed < 2**64:
         raise InvalidInput(f"{name}.seed is {params.seed}; it must be from 0 to 2^64 - 1")
     for token in params.stop_token_ids or ():
@@ -153,6 +154,15 @@ def check_sampling_params(params: SamplingParams, facts: ModelFacts) -> None:
             raise InvalidInput(f"{name}.stop has the token id {token}; {_vocabulary(facts)}")
     if any(not text for text in params.stop_strings):
         raise InvalidInput(f"{name}.stop has an empty string")
+
+
+def _check_min_tokens(params: SamplingParams, facts: ModelFacts) -> None:
+    name, stops = "sampling_params.min_tokens", params.stop_token_ids
+    if not 0 <= params.min_tokens <= params.max_tokens:
+        raise InvalidInput(f"{name} is {params.min_tokens}; it must be from 0 to max_tokens, {params.max_tokens}")
+    stopping = facts.end_token_ids if stops is None else stops
+    if params.min_tokens and len(set(stopping)) >= facts.vocabulary_size:
+        raise InvalidInput(f"{name} is {params.min_tokens}, but every token of {facts.name!r} is a stop token")
 
 
 def effective_max_tokens(max_tokens: int | None, prompt_length: int, facts: ModelFacts) -> int:

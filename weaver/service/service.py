@@ -275,6 +275,7 @@ class Service:
         seed: int | None = None,
         stop_token_ids: tuple[int, ...] | None = None,
         stop_strings: tuple[str, ...] = (),
+        min_tokens: int = 0,
         prompt_logprobs: bool = False,
         topk_prompt_logprobs: int = 0,
         prompt_logprobs_last_n: int | None = None,
@@ -282,6 +283,7 @@ class Service:
         prompt_targets: PromptTargets | None = None,
         prompt_alternatives: int = 0,
         topk_sample_logprobs: int = 0,
+        sampling_mask: bool = False,
         record_stability_info: bool = False,
         listener: Listener | None = None,
     ) -> SampleTicket:
@@ -302,6 +304,7 @@ class Service:
                 "prompt_targets": prompt_targets,
                 "prompt_alternatives": prompt_alternatives,
                 "topk_sample_logprobs": topk_sample_logprobs,
+                "sampling_mask": sampling_mask,
             },
             options={
                 "temperature": temperature,
@@ -310,6 +313,7 @@ class Service:
                 "seed": seed,
                 "stop_token_ids": stop_token_ids,
                 "stop_strings": stop_strings,
+                "min_tokens": min_tokens,
             },
             record=record_stability_info,
             listener=listener,

@@ -69,8 +69,9 @@ def byte_base(tmp_path_factory):
     return load_base_model(ModelSource("bytes", str(folder), device="cpu"))
 
 
-def rule(base, *strings):
-    return StopRule.of_params(SamplingParams(9, stop_token_ids=(), stop_strings=strings), base, Detokenizer(base))
+def rule(base, *strings, min_tokens=0):
+    params = SamplingParams(9, stop_token_ids=(), stop_strings=strings, min_tokens=min_tokens)
+    return StopRule.of_params(params, base, Detokenizer(base))
 
 
 def ends_at(stop, tokens):
@@ -95,6 +96,29 @@ def ends_at(stop, tokens):
 )
 def test_a_sequence_ends_with_the_token_that_completes_a_stop_string(byte_base, strings, tokens, end):
     assert ends_at(rule(byte_base, *strings), tokens) == end
+
+
+@pytest.mark.parametrize(
+    ("strings", "tokens", "least", "end"),
+    [
+        (["b"], [*b"aba"], 1, 2),
+        (["b"], [*b"aba"], 2, None),  # it was complete with the second token
+        (["b"], [*b"abab"], 2, 4),
+        (["ab"], [*b"ab"], 1, 2),  # it may begin early
+        (["ab"], [*b"abab"], 2, 4),
+        (["aa"], [*b"aaa"], 2, 3),  # the second place at which it is
+        (["é"], [*"é".encode()], 1, 2),
+        (["é"], [*"éé".encode()], 2, 4),
+        (["ell"], [256, 257, *b" h", 256, 257], 2, 6),
+        (["x" * 5], [*b"x" * 40], 30, 31),
+        (["ab"], [*b"ab", *[290] * 100, *b"ab"], 50, 104),
+        (["ab"], [*b"ab" * 30], 60, None),
+    ],
+)
+def test_a_stop_string_counts_where_a_token_after_the_first_min_tokens_completes_it(
+    byte_base, strings, tokens, least, end
+):
+    assert ends_at(rule(byte_base, *strings, min_tokens=least), tokens) == end
 
 
 def test_stop_strings_are_found_where_the_whole_text_has_them(byte_base):
