@@ -30,7 +30,6 @@ from weaver_peft.prefix_cache import common
 from weaver_peft.prompt_logprobs import PromptLogprobs
 from weaver_peft.stopping import StopRule
 
-
 MOST_LEFT: Final = 2**27
 """Tokens that the sampling masks of one request may have: half a gibibyte while they are drawn."""
 
@@ -176,8 +175,8 @@ class Row:
         if self.job.left > MOST_LEFT:
             self.job.fail(
                 InvalidInput(
-                    f"return_sampling_mask: the masks have more than {MOST_LEFT} tokens together; ask for fewer samples "
-                    "or tokens, or lower top_p or top_k"
+                    f"return_sampling_mask: the masks have more than {MOST_LEFT} tokens together; ask for fewer "
+                    "samples or tokens, or lower top_p or top_k"
                 )
             )
 

@@ -80,7 +80,7 @@ class StopRule:
         return any(text.find(string, max(0, early - len(string) + 1)) >= 0 for string in self.strings)
 
     def _early_characters(self, window: Sequence[int], count: int) -> int:
-        """How many characters of the last tokens, of so many, belong to the first `min_tokens`: a string among these ends
-        nothing. An unfinished character belongs to the token that finishes it."""
+        """How many characters of the last tokens, of so many, belong to the first `min_tokens`: a string among these
+        ends nothing. An unfinished character belongs to the token that finishes it."""
         early = self.min_tokens - (count - len(window))
         return len(self.detokenizer.text(window[:early]).rstrip(UNFINISHED)) if early > 0 else 0

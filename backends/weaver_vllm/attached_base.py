@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from weaver_peft.base_model import describe, resolved
 
 from weaver.domain import ModelFacts, ModelSource
@@ -12,11 +12,13 @@ from weaver.domain import ModelFacts, ModelSource
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """`layers` are the linear ones by name: how many numbers go in, and how many come out."""
+    """`layers` are the linear ones by name: how many numbers go in, and how many come out. `ends`: what vLLM's server
+    takes for end tokens, which are those of the model and of its tokenizer."""
 
     source: ModelSource
     facts: ModelFacts
     layers: Mapping[str, tuple[int, int]]
+    ends: frozenset[int]
 
 
 def base_of(source: ModelSource) -> Base:
@@ -26,4 +28,13 @@ def base_of(source: ModelSource) -> Base:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(found.location))
     linear = (each for each in model.named_modules() if type(each[1]) is torch.nn.Linear)
-    return Base(found, facts, {name: (module.in_features, module.out_features) for name, module in linear})
+    layers = {name: (module.in_features, module.out_features) for name, module in linear}
+    return Base(found, facts, layers, frozenset((*facts.end_token_ids, *_tokenizers_end(found.location))))
+
+
+def _tokenizers_end(location: str) -> tuple[int, ...]:
+    try:
+        found = AutoTokenizer.from_pretrained(location).eos_token_id
+    except (OSError, ValueError, KeyError):  # there is none, for vLLM's server either
+        return ()
+    return () if found is None else (int(found),)

@@ -4,9 +4,11 @@ from typing import Final
 
 from weaver.domain import ModelFacts, SampleRequest
 from weaver.errors import InvalidInput
+from weaver_vllm.attached_base import Base
 from weaver_vllm.attached_folders import adapts_output_layer
 from weaver_vllm.attached_server import ServerFacts
 from weaver_vllm.attached_wire import asks_of_prompt
+from weaver_vllm.masks import refuse_masks
 
 TEMPERATURES: Final = (0.01, 2.0)
 """Beside 0. vLLM's server raises what is below to the first, and refuses what is above the second."""
@@ -24,6 +26,7 @@ def refuse(request: SampleRequest) -> None:
         raise _cannot(
             f"loss_fn_config['temperature'] is {request.prompt_temperature}; vLLM's HTTP interface scores prompts at 1"
         )
+    refuse_masks(request)
     if request.inflight is not None:
         raise _cannot(
             "inflight: vLLM's HTTP interface cannot give new weights to requests that run. Save without inflight"
@@ -64,6 +67,18 @@ def refuse_beyond(request: SampleRequest, facts: ServerFacts, model: ModelFacts)
         raise _cannot(
             "prompt_logprobs: vLLM's HTTP interface would leave out what this adapter changes in the output layer. "
             "Train with train_unembed=False"
+        )
+
+
+def refuse_min_tokens(request: SampleRequest, base: Base) -> None:
+    """Raises InvalidInput where vLLM's server would keep back more than was asked for: the model's end tokens, whether
+    they stop or not."""
+    stops = request.params.stop_token_ids
+    kept_back = base.ends - set(base.facts.end_token_ids if stops is None else stops)
+    if request.params.min_tokens and kept_back:
+        raise _cannot(
+            f"sampling_params.min_tokens: vLLM's HTTP interface would keep the end tokens {sorted(kept_back)} back "
+            "too, which are no stop tokens of this request. Make them some, or leave min_tokens out"
         )
 
 

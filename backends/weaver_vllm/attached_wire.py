@@ -21,6 +21,7 @@ from weaver.domain import (
     TopLogprobs,
 )
 from weaver.errors import ServerError
+from weaver_vllm.masks import mask_of
 
 NOTHING: Final = -9999.0
 """How vLLM writes the logprob of what cannot come."""
@@ -93,6 +94,7 @@ def body(request: SampleRequest, model: str, end_tokens: Sequence[int], samples:
         "seed": None if greedy else seed,
         "stop": list(params.stop_strings),
         "stop_token_ids": sorted(set(stops)),
+        "min_tokens": params.min_tokens,
         "ignore_eos": True,  # the model's end tokens are among those above where they should end a sample
         "min_p": 0.0,
         "repetition_penalty": 1.0,
@@ -154,7 +156,8 @@ def _sequence(request: SampleRequest, choice: Choice) -> SampledSequence:
     tokens, logprobs = np.array(choice.tokens, np.int64), np.array(choice.logprobs, np.float32)
     k = request.topk_sample_logprobs
     rows = [{int(name.removeprefix("token_id:")): value for name, value in row.items()} for row in choice.tops]
-    return SampledSequence(tokens, logprobs, reasons[choice.finish], _table(rows, k) if k else None)
+    top = _table(rows, k) if k else None
+    return SampledSequence(tokens, logprobs, reasons[choice.finish], top, mask_of(request, count))
 
 
 def _table(rows: Sequence[Mapping[int, float]], k: int) -> TopLogprobs:

@@ -12,6 +12,7 @@ from weaver.domain import (
     TopLogprobs,
 )
 from weaver_vllm.engine_side.frames import Message
+from weaver_vllm.masks import mask_of
 
 
 def sample(number: int, request: SampleRequest) -> Message:
@@ -29,6 +30,7 @@ def sample(number: int, request: SampleRequest) -> Message:
             "seed": params.seed,
             "stop_token_ids": None if params.stop_token_ids is None else list(params.stop_token_ids),
             "stop_strings": list(params.stop_strings),
+            "min_tokens": params.min_tokens,
         },
         "adapter": None if adapter is None else {"id": adapter.adapter_id, "folder": str(adapter.folder)},
         "inflight": None
@@ -64,4 +66,4 @@ def result(request: SampleRequest, found: Message) -> SampleResult:
 def _sequence(request: SampleRequest, one: dict[str, Any]) -> SampledSequence:
     top = TopLogprobs(one["top_tokens"], one["top_logprobs"]) if request.topk_sample_logprobs else None
     reason = StopReason.STOP if one["stopped"] else StopReason.LENGTH
-    return SampledSequence(one["tokens"], one["logprobs"], reason, top)
+    return SampledSequence(one["tokens"], one["logprobs"], reason, top, mask_of(request, len(one["tokens"])))

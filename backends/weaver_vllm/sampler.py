@@ -17,6 +17,7 @@ from weaver.errors import CheckpointDamaged, InvalidInput, MissingPackage, Serve
 from weaver.sampler import SampleFuture
 from weaver_vllm import messages
 from weaver_vllm.engine_side.frames import Message
+from weaver_vllm.masks import refuse_masks
 from weaver_vllm.process import EngineProcess, Told
 
 Start = Callable[[int, Told], EngineProcess]
@@ -106,6 +107,11 @@ class VllmSampler:
 
     def sample(self, request: SampleRequest) -> SampleFuture:
         future = SampleFuture(lambda: self._obstacle)
+        try:
+            refuse_masks(request)
+        except InvalidInput as error:
+            future.set_exception(error)
+            return future
         asked = _Asked(next(self._numbers), request, future)
         with self._closing:
             if self._closed:

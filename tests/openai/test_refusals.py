@@ -26,7 +26,7 @@ REFUSED_CHATS = {
     "repetition_penalty": {"repetition_penalty": 1.1},
     "logit_bias": {"logit_bias": {"5": 10}},
     "min_p": {"min_p": 0.1},
-    "min_tokens": {"min_tokens": 2},
+    "min_tokens": {"min_tokens": -1},
     "response_format.type": {"response_format": SCHEMA},
     "modalities": {"modalities": ["text", "audio"]},
     "reasoning_effort": {"reasoning_effort": "high"},
@@ -79,6 +79,7 @@ def test_a_field_that_cannot_be_honoured_is_refused_by_its_name(field, url):
         ({"messages": [{"role": "user", "content": "x", "tool_call_id": "y"}]}, "tool_call_id belongs to"),
         ({"messages": [{"role": "user", "content": "x", "reasoning_content": "y"}]}, "reasoning_content belong to"),
         ({"stop_token_ids": [9999]}, "token id 9999"),
+        ({"min_tokens": 3}, "min_tokens is 3, more than max_tokens, 2; lower it"),
     ],
 )
 def test_what_contradicts_itself_is_refused(more, sentence, url):
@@ -94,6 +95,7 @@ def test_what_contradicts_itself_is_refused(more, sentence, url):
         ("suffix", {"suffix": "x"}),
         ("best_of", {"best_of": 2}),
         ("logprobs", {"logprobs": 21}),
+        ("min_tokens", {"min_tokens": 3}),
         ("prompt", {"prompt": []}),
         ("messages", {"messages": MESSAGES}),
     ],

@@ -16,8 +16,8 @@ def language(tokenizer):
     return Language("tiny", tokenizer)
 
 
-def ending(*strings, tokens=(), keeps_stop=False, skips_special=True):
-    return Ending(frozenset(tokens), strings, keeps_stop, skips_special)
+def ending(*strings, tokens=(), keeps_stop=False, skips_special=True, min_tokens=0):
+    return Ending(frozenset(tokens), strings, keeps_stop, skips_special, min_tokens)
 
 
 def grown(language, ending, pieces, stopped=True):
@@ -123,3 +123,30 @@ def test_a_stop_token_is_text_only_where_both_options_say_so(keeps_stop, skips_s
 def test_a_plain_stop_token_is_cut_off_too(language, tokenizer):
     tokens = tokenizer.encode("hi.")
     assert "".join(grown(language, ending(tokens=tokens[-1:]), [tokens])) == "hi"
+
+
+@pytest.mark.parametrize(
+    ("strings", "written", "least", "shown"),
+    [
+        (["b"], "abab", 2, "aba"),  # the second token completed the first
+        (["b"], "abab", 1, "a"),
+        (["ab"], "aabcab", 2, "a"),  # it may begin early
+        (["ab"], "aabcab", 3, "aabc"),
+        (["aa"], "aaa", 2, "a"),
+        (["é"], "éxé", 1, ""),  # its second byte is a token of its own
+        (["é"], "éxé", 2, "éx"),
+    ],
+)
+def test_a_stop_string_of_the_first_min_tokens_is_text(language, tokenizer, strings, written, least, shown):
+    tokens = tokenizer.encode(written)
+    assert len(tokens) == len(written.encode())
+    pieces = [[token] for token in tokens]
+    for told in (pieces, [tokens], [tokens[:1], tokens[1:]]):
+        assert "".join(grown(language, ending(*strings, min_tokens=least), told)) == shown
+    free = "".join(grown(language, ending(*strings, min_tokens=least), pieces, stopped=False))
+    assert free == written
+
+
+def test_an_early_stop_string_does_not_hold_a_stream_back(language, tokenizer):
+    told = grown(language, ending("b", min_tokens=2), [[token] for token in tokenizer.encode("abacad")], stopped=False)
+    assert told == ["a", "b", "a", "c", "a", "d", ""]

@@ -5,11 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from weaver.domain import StopReason
+from weaver.domain import StopReason, TokenRows
 from weaver.registry import load_registry
 from weaver.sampler import SampleFuture, SamplerFactory
 from weaver.testing import check_sampler
-from weaver.testing.reference import FAMILIES
+from weaver.testing.reference import END_TOKEN, FAMILIES, VOCABULARY
 from weaver.testing.samplers import CHECKS
 
 EMBEDDED = load_registry().sampler("embedded")
@@ -75,6 +75,8 @@ BROKEN = {
     "draws_follow_the_distribution": params(top_k=-1),
     "a_seed_draws_the_same_again": params(seed=None),
     "it_stops_where_it_should": sequences(lambda one: replace(one, stop_reason=StopReason.LENGTH)),
+    "stop_tokens_wait_for_min_tokens_or_it_is_refused": params(min_tokens=0),
+    "masks_are_what_tokens_were_drawn_among_or_refused": {"request": lambda one: replace(one, sampling_mask=False)},
     "a_listener_hears_what_the_result_says": {"request": half_deaf},
     "prompts_are_scored": {"request": lambda one: replace(one, prompt_logprobs_last_n=None)},
     "targets_of_a_prompt_are_scored_or_refused": {"request": lambda one: replace(one, prompt_targets=None)},
@@ -95,6 +97,46 @@ def test_a_broken_sampler_is_told_how(check):
 def test_every_check_has_a_sampler_that_fails_it():
     others = {"a_forgotten_adapter_can_come_back_and_others_stay", "a_cancelled_request_disturbs_nobody"}
     assert set(CHECKS) == set(BROKEN) | others
+
+
+def rows_of(change):
+    """A sampler that tells changed masks."""
+
+    def changed(one):
+        mask = one.sampling_mask
+        return one if mask is None else replace(one, sampling_mask=TokenRows.of_lists(change(mask.lists())))
+
+    return sequences(changed)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda rows: [[]] * len(rows), "that were left out"),
+        (lambda rows: [row and row[:-1] for row in rows], "and is|which lacks"),
+        (lambda rows: [row[::-1] for row in rows], "does not ascend"),
+        (lambda rows: [row or list(range(VOCABULARY)) for row in rows], "a row is empty"),
+        (lambda rows: rows[1:], "not one row for each token"),
+    ],
+)
+def test_a_mask_that_is_not_what_a_token_was_drawn_among_is_noticed(change, said):
+    broken = SamplerFactory("broken", lambda source: Changed(source, **rows_of(change)))
+    check = "masks_are_what_tokens_were_drawn_among_or_refused"
+    with pytest.raises(AssertionError, match=said):
+        check_sampler(broken, families=["llama"], only=[check])
+
+
+def test_a_sampler_that_keeps_more_back_than_asked_is_noticed():
+    """The model's end token too, which stops nothing here."""
+    more = {"request": lambda one: replace(one, params=with_end(one.params))}
+
+    def with_end(params):
+        return replace(params, stop_token_ids=(*params.stop_token_ids, END_TOKEN)) if params.min_tokens else params
+
+    broken = SamplerFactory("broken", lambda source: Changed(source, **more))
+    check = "stop_tokens_wait_for_min_tokens_or_it_is_refused"
+    with pytest.raises(AssertionError, match="logprobs of drawn tokens are off"):
+        check_sampler(broken, families=["llama"], only=[check])
 
 
 def test_forgetting_what_still_runs_is_noticed():

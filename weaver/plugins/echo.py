@@ -34,8 +34,10 @@ from weaver.domain import (
     SampledSequence,
     SampleRequest,
     SampleResult,
+    SamplingParams,
     StopReason,
     TargetLogprobs,
+    TokenRows,
     TopLogprobs,
 )
 from weaver.errors import CheckpointDamaged, InvalidInput, WeaverError
@@ -192,6 +194,7 @@ class EchoSampler:
     """The contract `weaver.sampler.Sampler`, for a model that is certain of saying the prompt over and over.
 
     All probability lies on one token, so temperature, top_k, top_p and seed change nothing; neither does an adapter.
+    Where that token may not come, because it stops among the first min_tokens, there is none.
     """
 
     def __init__(self, source: ModelSource) -> None:
@@ -236,10 +239,23 @@ def _continuation(request: SampleRequest, end_token_ids: tuple[int, ...]) -> Sam
     stops = end_token_ids if params.stop_token_ids is None else params.stop_token_ids
     tokens: IntArray = np.resize(request.prompt_n, params.max_tokens)
     ends = np.flatnonzero(np.isin(tokens, stops))
+    if ends.size and ends[0] < params.min_tokens:
+        raise InvalidInput(
+            f"sampling_params.min_tokens is {params.min_tokens}, but the sampler 'echo' is certain that token "
+            f"{int(ends[0]) + 1} is the stop token {int(tokens[ends[0]])}: it has no other"
+        )
     length = int(ends[0]) + 1 if ends.size else params.max_tokens
     reason = StopReason.STOP if ends.size else StopReason.LENGTH
     top = _top(tokens[:length], k, 0) if k else None
-    return SampledSequence(tokens[:length], np.zeros(length, np.float32), reason, top)
+    mask = _left(tokens[:length], params) if request.sampling_mask else None
+    return SampledSequence(tokens[:length], np.zeros(length, np.float32), reason, top, mask)
+
+
+def _left(tokens: IntArray, params: SamplingParams) -> TokenRows:
+    """The one token that can come, where anything else is dropped."""
+    cut = bool(params.temperature) and (params.top_k != -1 or params.top_p < 1)
+    rows = enumerate(tokens.tolist())
+    return TokenRows.of_lists([[token] if cut or place < params.min_tokens else [] for place, token in rows])
 
 
 def _certain(length: int, scored_from: int) -> FloatArray:

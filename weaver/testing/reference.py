@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
@@ -162,9 +163,18 @@ class SamplingReference:
 
     def drawn_logprobs(self, prompt_n: IntArray, drawn: IntArray, params: SamplingParams) -> list[float]:
         """What each drawn token's logprob is under the distribution it was drawn from."""
-        logits = self.logits([*prompt_n.tolist(), *drawn.tolist()][:-1])[len(prompt_n) - 1 :]
-        rows = [distribution(row, params) for row in logits]
+        rows = self._distributions(prompt_n, drawn, params)
         return [float(row[token].log()) for row, token in zip(rows, drawn.tolist(), strict=True)]
+
+    def drawn_among(self, prompt_n: IntArray, drawn: IntArray, params: SamplingParams) -> list[NDArray[np.bool_]]:
+        """For each drawn token, which of the vocabulary could come."""
+        return [(row > 0).numpy() for row in self._distributions(prompt_n, drawn, params)]
+
+    def _distributions(self, prompt_n: IntArray, drawn: IntArray, params: SamplingParams) -> list[torch.Tensor]:
+        logits = self.logits([*prompt_n.tolist(), *drawn.tolist()][:-1])[len(prompt_n) - 1 :]
+        stops = (END_TOKEN,) if params.stop_token_ids is None else params.stop_token_ids
+        logits[: params.min_tokens, list(stops)] = -torch.inf
+        return [distribution(row, params) for row in logits]
 
 
 def distribution(logits_V: torch.Tensor, params: SamplingParams) -> torch.Tensor:

@@ -3,79 +3,34 @@
 Shapes: n tokens of a prompt, V vocabulary, k likeliest tokens.
 """
 
-import tempfile
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import CancelledError
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
-from weaver.backend import ModelSource
 from weaver.domain import (
     AdapterRef,
     DrawnToken,
     Inflight,
-    IntArray,
     OptionValue,
     PromptTargets,
     SampledSequence,
-    SampleRequest,
-    SampleResult,
-    SamplingParams,
     StopReason,
 )
-from weaver.errors import InvalidInput, Stopped
-from weaver.sampler import Sampler, SamplerFactory
-from weaver.testing.reference import (
-    END_TOKEN,
-    FAMILIES,
-    VOCABULARY,
-    SamplingReference,
-    distribution,
-    write_adapter,
-    write_model,
+from weaver.errors import Stopped
+from weaver.sampler import SamplerFactory
+from weaver.testing.left_tokens import (
+    masks_are_what_tokens_were_drawn_among_or_refused,
+    stop_tokens_wait_for_min_tokens_or_it_is_refused,
 )
+from weaver.testing.reference import END_TOKEN, FAMILIES, VOCABULARY, distribution
+from weaver.testing.sampler_bench import DRAWN, GREEDY, SECONDS, Bench, bench_of, drawn_or_refused, near, token_lists
 
-SECONDS: Final = 120.0
-"""How long any request may take."""
 DRAWS: Final = 400
-GREEDY: Final = SamplingParams(12, temperature=0.0, stop_token_ids=())
-DRAWN: Final = SamplingParams(12, seed=7, stop_token_ids=())
-
-
-@dataclass(frozen=True, slots=True)
-class Bench:
-    """A sampler with one tiny model and two adapters, and what its results are compared with."""
-
-    sampler: Sampler
-    base: SamplingReference
-    adapters: Mapping[str, tuple[AdapterRef, SamplingReference]]
-    tolerance: float
-
-    def prompt(self, seed: int, length: int = 9) -> IntArray:
-        return np.random.default_rng(seed).integers(2, VOCABULARY, length)
-
-    def ask(self, seed: int = 0, params: SamplingParams = GREEDY, samples: int = 1, **more: Any) -> SampleRequest:
-        return SampleRequest(self.prompt(seed), samples, params, **more)
-
-    def draw(self, *requests: SampleRequest) -> list[SampleResult]:
-        """Results of requests that are all there before any is waited for."""
-        futures = [self.sampler.sample(request) for request in requests]
-        return [future.result(SECONDS) for future in futures]
-
-    def check_logprobs(self, request: SampleRequest, result: SampleResult, reference: SamplingReference) -> None:
-        for sequence in result.sequences:
-            expected = reference.drawn_logprobs(request.prompt_n, sequence.tokens, request.params)
-            off = float(np.abs(sequence.logprobs - expected).max())
-            assert off <= self.tolerance, f"logprobs of drawn tokens are off by {off:.1e} for {request.params}"
-
-
-def _tokens(result: SampleResult) -> list[list[int]]:
-    return [sequence.tokens.tolist() for sequence in result.sequences]
 
 
 def greedy_is_the_likeliest_token(bench: Bench) -> None:
@@ -84,7 +39,7 @@ def greedy_is_the_likeliest_token(bench: Bench) -> None:
     ]
     for request, result in zip(requests, bench.draw(*requests), strict=True):
         expected = bench.base.greedy(request.prompt_n, 12)
-        assert _tokens(result) == [expected], f"greedy, it says {_tokens(result)}; the likeliest are {expected}"
+        assert token_lists(result) == [expected], f"greedy, it says {token_lists(result)}; the likeliest are {expected}"
         assert result.sequences[0].stop_reason is StopReason.LENGTH, "it does not say that it stopped for the length"
         bench.check_logprobs(request, result, bench.base)
 
@@ -123,11 +78,11 @@ def a_seed_draws_the_same_again(bench: Bench) -> None:
     [alone] = bench.draw(request)
     others = [bench.ask(seed, replace(DRAWN, seed=seed), samples=2) for seed in range(5, 11)]
     [among, *_] = bench.draw(request, *others)
-    assert _tokens(alone) == _tokens(among), "the same seed draws other tokens when other requests run"
-    assert len({tuple(one) for one in _tokens(alone)}) == 3, "the samples of one request are the same"
+    assert token_lists(alone) == token_lists(among), "the same seed draws other tokens when other requests run"
+    assert len({tuple(one) for one in token_lists(alone)}) == 3, "the samples of one request are the same"
     [other] = bench.draw(replace(request, params=replace(DRAWN, seed=8)))
-    assert _tokens(other) != _tokens(alone), "another seed draws the same tokens"
-    [first], [second] = (_tokens(one) for one in bench.draw(*[bench.ask(3, replace(DRAWN, seed=None))] * 2))
+    assert token_lists(other) != token_lists(alone), "another seed draws the same tokens"
+    [first], [second] = (token_lists(one) for one in bench.draw(*[bench.ask(3, replace(DRAWN, seed=None))] * 2))
     assert first != second, "without a seed the same tokens are drawn again"
 
 
@@ -172,16 +127,16 @@ def prompts_are_scored(bench: Bench) -> None:
     expected = logprobs_nV[:-1][np.arange(8), request.prompt_n[1:]]
     assert result.prompt_logprobs_n is not None, "prompt_logprobs were asked for and did not come"
     assert np.isnan(result.prompt_logprobs_n[0]), "the first token of a prompt has a logprob; nothing predicts it"
-    _near(bench, result.prompt_logprobs_n[1:], expected, "prompt_logprobs")
+    near(bench, result.prompt_logprobs_n[1:], expected, "prompt_logprobs")
     top = result.topk_prompt_logprobs
     assert top is not None, "topk_prompt_logprobs were asked for and did not come"
-    _near(bench, top.logprobs_nk[1:], -np.sort(-logprobs_nV[:-1], axis=1)[:, :3], "topk_prompt_logprobs")
-    _near(bench, top.logprobs_nk[1:], np.take_along_axis(logprobs_nV[:-1], top.token_ids_nk[1:], 1), "their tokens")
+    near(bench, top.logprobs_nk[1:], -np.sort(-logprobs_nV[:-1], axis=1)[:, :3], "topk_prompt_logprobs")
+    near(bench, top.logprobs_nk[1:], np.take_along_axis(logprobs_nV[:-1], top.token_ids_nk[1:], 1), "their tokens")
     _check_top(bench, result.sequences[0])
     [last] = bench.draw(replace(request, prompt_logprobs_last_n=2))
     assert last.prompt_logprobs_n is not None
     assert np.isnan(last.prompt_logprobs_n[:-2]).all(), "prompt_logprobs_last_n scores more than the last tokens"
-    _near(bench, last.prompt_logprobs_n[-2:], expected[-2:], "prompt_logprobs with prompt_logprobs_last_n")
+    near(bench, last.prompt_logprobs_n[-2:], expected[-2:], "prompt_logprobs with prompt_logprobs_last_n")
 
 
 def _check_top(bench: Bench, sequence: SampledSequence) -> None:
@@ -189,7 +144,7 @@ def _check_top(bench: Bench, sequence: SampledSequence) -> None:
     found = sequence.top_logprobs
     assert found.logprobs_nk.shape == (12, 2), f"topk_sample_logprobs have shape {found.logprobs_nk.shape}, not (12, 2)"
     assert found.token_ids_nk[:, 0].tolist() == sequence.tokens.tolist(), "at temperature 0 the first is the one drawn"
-    _near(bench, found.logprobs_nk[:, 0], sequence.logprobs, "topk_sample_logprobs")
+    near(bench, found.logprobs_nk[:, 0], sequence.logprobs, "topk_sample_logprobs")
 
 
 def targets_of_a_prompt_are_scored_or_refused(bench: Bench) -> None:
@@ -197,17 +152,17 @@ def targets_of_a_prompt_are_scored_or_refused(bench: Bench) -> None:
     rows, columns = np.repeat(np.arange(8), 2), np.tile(np.arange(2), 8)
     tokens = np.random.default_rng(6).integers(2, VOCABULARY, 16)
     request = bench.ask(6, prompt_targets=PromptTargets((8, 2), rows, columns, tokens))
-    result = _drawn_or_refused(bench, request, "target_prompt_logprobs")
+    result = drawn_or_refused(bench, request, "target_prompt_logprobs")
     if result is None:
         return
     assert result.target_logprobs is not None, "target_prompt_logprobs were asked for and silently left out"
     logprobs_nV = bench.base.logits(request.prompt_n).log_softmax(1).numpy()
-    _near(bench, result.target_logprobs.logprobs_c, logprobs_nV[rows, tokens], "target_prompt_logprobs")
+    near(bench, result.target_logprobs.logprobs_c, logprobs_nV[rows, tokens], "target_prompt_logprobs")
 
 
 def alternatives_are_drawn_or_refused(bench: Bench) -> None:
     request = bench.ask(6, prompt_alternatives=2)
-    result = _drawn_or_refused(bench, request, "prompt_alt_tokens_k")
+    result = drawn_or_refused(bench, request, "prompt_alt_tokens_k")
     if result is None:
         return
     assert result.prompt_alternatives is not None, "alternatives were asked for and silently left out"
@@ -215,23 +170,7 @@ def alternatives_are_drawn_or_refused(bench: Bench) -> None:
     logprobs_nV = bench.base.logits(request.prompt_n).log_softmax(1).numpy()
     assert (tokens_mk == logprobs_nV[:-1].argmax(1)[:, None]).all(), "at temperature 0 alternatives are the likeliest"
     found = result.prompt_alternatives.logprobs_mk
-    _near(bench, found, np.take_along_axis(logprobs_nV[:-1], tokens_mk, 1), "prompt_alt_tokens")
-
-
-def _drawn_or_refused(bench: Bench, request: SampleRequest, field: str) -> SampleResult | None:
-    """A sampler may lack this; then it must say so, by the name that clients know."""
-    try:
-        [result] = bench.draw(request)
-    except InvalidInput as error:
-        if field not in str(error):
-            raise AssertionError(f"it refuses with {str(error)!r}, which does not name the field {field}") from error
-        return None
-    return result
-
-
-def _near(bench: Bench, found: Any, expected: Any, what: str) -> None:
-    off = float(np.abs(np.asarray(found) - np.asarray(expected)).max())
-    assert off <= bench.tolerance, f"{what} are off by {off:.1e}"
+    near(bench, found, np.take_along_axis(logprobs_nV[:-1], tokens_mk, 1), "prompt_alt_tokens")
 
 
 def adapters_do_not_meet(bench: Bench) -> None:
@@ -243,10 +182,12 @@ def adapters_do_not_meet(bench: Bench) -> None:
     for request, result, (adapter, reference) in zip(requests, results, asked, strict=True):
         named = "the base model" if adapter is None else f"the adapter {adapter.adapter_id!r}"
         expected = reference.greedy(request.prompt_n, 12)
-        assert _tokens(result) == [expected], f"{named} says {_tokens(result)}, by peft {expected}"
+        assert token_lists(result) == [expected], f"{named} says {token_lists(result)}, by peft {expected}"
         bench.check_logprobs(request, result, reference)
-    assert len({str(_tokens(result)) for result in results}) == 3, "the adapters change nothing, so this proves nothing"
-    assert _tokens(bench.draw(bench.ask(7))[0]) == _tokens(before[0]), "adapters changed the base model"
+    assert len({str(token_lists(result)) for result in results}) == 3, (
+        "the adapters change nothing, so this proves nothing"
+    )
+    assert token_lists(bench.draw(bench.ask(7))[0]) == token_lists(before[0]), "adapters changed the base model"
 
 
 def a_forgotten_adapter_can_come_back_and_others_stay(bench: Bench) -> None:
@@ -259,21 +200,21 @@ def a_forgotten_adapter_can_come_back_and_others_stay(bench: Bench) -> None:
     assert tokens == one_reference.greedy(bench.prompt(8), 60), "forget changed a request that runs on the adapter"
     for adapter, reference in ((other, other_reference), (one, one_reference)):
         [result] = bench.draw(bench.ask(8, adapter=adapter))
-        assert _tokens(result) == [reference.greedy(bench.prompt(8), 12)], "after forget an adapter is another"
+        assert token_lists(result) == [reference.greedy(bench.prompt(8), 12)], "after forget an adapter is another"
 
 
 def an_adapter_that_cannot_be_loaded_fails_its_own_request(bench: Bench) -> None:
     missing = AdapterRef("missing", Path("/nonexistent/adapter"))
     wrong, right = bench.sampler.sample(bench.ask(9, adapter=missing)), bench.sampler.sample(bench.ask(9))
     assert wrong.exception(SECONDS) is not None, "an adapter without a folder is sampled as if it were there"
-    assert _tokens(right.result(SECONDS)) == [bench.base.greedy(bench.prompt(9), 12)]
+    assert token_lists(right.result(SECONDS)) == [bench.base.greedy(bench.prompt(9), 12)]
 
 
 def a_cancelled_request_disturbs_nobody(bench: Bench) -> None:
     long = bench.sampler.sample(bench.ask(10, replace(GREEDY, max_tokens=200)))
     beside = bench.sampler.sample(bench.ask(11, replace(GREEDY, max_tokens=30)))
     long.cancel()
-    assert _tokens(beside.result(SECONDS)) == [bench.base.greedy(bench.prompt(11), 30)], (
+    assert token_lists(beside.result(SECONDS)) == [bench.base.greedy(bench.prompt(11), 30)], (
         "cancelling changed another request"
     )
     try:
@@ -288,15 +229,19 @@ def newer_weights_are_followed(bench: Bench) -> None:
     (first, _), (second, second_reference) = bench.adapters.values()
     follows = Inflight("session:train:0", 1, "session:sample:0")
     plain, followed = bench.draw(bench.ask(12, adapter=first), bench.ask(12, adapter=first, inflight=follows))
-    assert _tokens(plain) == _tokens(followed), "a request that follows a model nothing was published of is another"
+    assert token_lists(plain) == token_lists(followed), (
+        "a request that follows a model nothing was published of is another"
+    )
     running = bench.sampler.sample(bench.ask(12, replace(GREEDY, max_tokens=100), adapter=first, inflight=follows))
     bench.sampler.publish("session:train:0", 2, second)
     bench.sampler.publish("session:train:0", 1, first)
     assert len(running.result(SECONDS).sequences[0].tokens) == 100, "a request that newer weights reached was cut"
     newer = replace(bench.ask(12, adapter=second, inflight=replace(follows, version=2, session_id="session:sample:1")))
     [result] = bench.draw(newer)
-    assert _tokens(result) == [second_reference.greedy(bench.prompt(12), 12)], "an older version took over a newer one"
-    assert _tokens(bench.draw(bench.ask(12, adapter=first))[0]) == _tokens(plain), "publish changed a snapshot"
+    assert token_lists(result) == [second_reference.greedy(bench.prompt(12), 12)], (
+        "an older version took over a newer one"
+    )
+    assert token_lists(bench.draw(bench.ask(12, adapter=first))[0]) == token_lists(plain), "publish changed a snapshot"
 
 
 CHECKS: Final[Mapping[str, Callable[[Bench], None]]] = {
@@ -307,6 +252,8 @@ CHECKS: Final[Mapping[str, Callable[[Bench], None]]] = {
         draws_follow_the_distribution,
         a_seed_draws_the_same_again,
         it_stops_where_it_should,
+        stop_tokens_wait_for_min_tokens_or_it_is_refused,
+        masks_are_what_tokens_were_drawn_among_or_refused,
         a_listener_hears_what_the_result_says,
         prompts_are_scored,
         targets_of_a_prompt_are_scored_or_refused,
@@ -347,30 +294,6 @@ def check_sampler(
         broken += [f"{family}: {name}: {why}" for name, why in faults.items() if why]
     if broken:
         raise AssertionError(f"the sampler {factory.name!r} breaks its contract:\n" + "\n".join(broken))
-
-
-@contextmanager
-def bench_of(
-    factory: SamplerFactory,
-    family: str,
-    device: str,
-    dtype: str,
-    tolerance: float,
-    options: Mapping[str, OptionValue] = MappingProxyType({}),
-) -> Iterator[Bench]:
-    """The sampler opened on a tiny model of the family; whoever asks for it closes it."""
-    with tempfile.TemporaryDirectory() as folder:
-        model = write_model(family, Path(folder) / family)
-        adapters = {}
-        for name, rank in (("one", 4), ("other", 8)):
-            written = write_adapter(model, Path(folder) / name, rank=rank, seed=rank)
-            adapters[name] = (AdapterRef(name, written), SamplingReference(model, written))
-        yield Bench(
-            factory.open(ModelSource(f"tiny/{family}", str(model), device, dtype, factory.effective_options(options))),
-            SamplingReference(model),
-            adapters,
-            tolerance,
-        )
 
 
 def _a_closed_sampler_stops(bench: Bench) -> None:

@@ -24,6 +24,14 @@ SENT_TEMPERATURES: Final = (0.01, 2.0)
 """What vLLM takes without changing or refusing it, where it sends parameters on to processes of its own."""
 
 
+class Params(SamplingParams):
+    """What `min_tokens` keeps back is what stops, and nothing else: vLLM would keep the model's own end tokens back
+    too where others were asked for."""
+
+    def update_from_generation_config(self, generation_config: dict[str, Any], eos_token_id: int | None = None) -> None:
+        """All that stops is among `stop_token_ids`."""
+
+
 @dataclass(slots=True, eq=False)
 class Row:
     """One sample on its way: what has come of it."""
@@ -94,12 +102,13 @@ class Job:
         later."""
         asked = self.message["params"]
         greedy, whole = asked["temperature"] == 0, not 0 < asked["top_k"] < vocabulary_size
-        params = SamplingParams(
+        params = Params(
             temperature=0.0 if greedy else 1.0,
             top_p=1.0 if greedy else asked["top_p"],
             top_k=0 if greedy or whole else asked["top_k"],
             seed=None if greedy else _seed(asked["seed"], index),
             max_tokens=asked["max_tokens"],
+            min_tokens=asked["min_tokens"],
             ignore_eos=True,
             stop_token_ids=sorted(self.stop_tokens),
             detokenize=False,

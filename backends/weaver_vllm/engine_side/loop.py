@@ -65,7 +65,8 @@ class Loop:
 
     def _add(self, message: Message) -> None:
         try:
-            stop = StopStrings(message["params"]["stop_strings"], self._detokenizer)
+            asked = message["params"]
+            stop = StopStrings(asked["stop_strings"], asked["min_tokens"], self._detokenizer)
             self._waiting.append(Job(message, self._opened, stop))
         except Exception as error:  # noqa: BLE001 -- whatever it is, it is this request's alone
             self._tell_failure(message["id"], error)

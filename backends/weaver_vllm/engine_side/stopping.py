@@ -12,6 +12,7 @@ UNTRUSTED: Final = 4
 """A window of tokens may begin inside a character, which then decodes to at most 3 replacement characters, and may lose
 a leading space: so many characters at its beginning are not trusted to be the text's own."""
 FIRST_WINDOW: Final = 16
+UNFINISHED: Final = "\ufffd"
 
 
 class Detokenizer:
@@ -40,8 +41,8 @@ class Detokenizer:
 class StopStrings:
     """Of one request."""
 
-    def __init__(self, strings: Sequence[str], detokenizer: Detokenizer) -> None:
-        self._strings, self._detokenizer = tuple(strings), detokenizer
+    def __init__(self, strings: Sequence[str], min_tokens: int, detokenizer: Detokenizer) -> None:
+        self._strings, self._min_tokens, self._detokenizer = tuple(strings), min_tokens, detokenizer
         if strings:
             detokenizer.text([])
 
@@ -51,6 +52,8 @@ class StopStrings:
     def end(self, tokens: Sequence[int]) -> bool:
         """Whether the last of these tokens completes a stop string: it reaches back from that token's text by less
         than its own length. The window grows by characters, not tokens, for there are tokens without text."""
+        if len(tokens) <= self._min_tokens:
+            return False
         text_of = self._detokenizer.text
         needed = max(map(len, self._strings)) + len(text_of(tokens[-1:])) + 2 * UNTRUSTED
         window = FIRST_WINDOW
@@ -58,4 +61,11 @@ class StopStrings:
         while len(text) < needed and window < len(tokens):
             window *= 2
             text = text_of(tokens[-window:])
-        return any(string in text for string in self._strings)
+        early = self._early_characters(tokens[-window:], len(tokens))
+        return any(text.find(string, max(0, early - len(string) + 1)) >= 0 for string in self._strings)
+
+    def _early_characters(self, window: Sequence[int], count: int) -> int:
+        """How many characters of the last tokens, of so many, belong to the first `min_tokens`: a string among these
+        ends nothing. An unfinished character belongs to the token that finishes it."""
+        early = self._min_tokens - (count - len(window))
+        return len(self._detokenizer.text(window[:early]).rstrip(UNFINISHED)) if early > 0 else 0

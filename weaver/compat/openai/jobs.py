@@ -36,7 +36,11 @@ class Job:
         asked = self.asked
         ends = () if asked.ignore_eos else self.facts.end_token_ids
         return Ending(
-            frozenset((*ends, *asked.stop_token_ids)), tuple(asked.stop), asked.keeps_stop, asked.skip_special_tokens
+            frozenset((*ends, *asked.stop_token_ids)),
+            tuple(asked.stop),
+            asked.keeps_stop,
+            asked.skip_special_tokens,
+            asked.min_tokens,
         )
 
     @property
@@ -51,6 +55,7 @@ class Job:
             "seed": asked.seed,
             "stop_token_ids": tuple(sorted(self.ending.stop_tokens)),
             "stop_strings": tuple(asked.stop),
+            "min_tokens": asked.min_tokens,
         }
 
     def start(self, samplers: Samplers, listener: Listener | None = None) -> list[str]:
@@ -103,8 +108,10 @@ def _checked(job: Job) -> Job:
     for prompt in job.prompts:
         _check_room(job, len(prompt))
         door.check_prompt(prompt, facts)
-        options = {**job.options, "max_tokens": door.effective_max_tokens(asked.most_tokens, len(prompt), facts)}
-        params = SamplingParams(**options)
+        most = door.effective_max_tokens(asked.most_tokens, len(prompt), facts)
+        if asked.min_tokens > most:
+            raise FieldRefused(f"min_tokens is {asked.min_tokens}, more than max_tokens, {most}; lower it", "min_tokens")
+        params = SamplingParams(**{**job.options, "max_tokens": most})
         door.check_sampling_params(params, facts)
         door.check_sampling(SampleRequest(prompt, asked.n, params, topk_sample_logprobs=asked.likeliest), facts)
     return job

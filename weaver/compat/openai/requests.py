@@ -32,6 +32,11 @@ def _stop_list(value: Any) -> Any:
     return strings
 
 
+def _count(value: Any) -> Any:
+    """As vLLM reads it: true is 1."""
+    return {True: 1, False: None}[value] if isinstance(value, bool) else value
+
+
 class Body(BaseModel):
     """Every field is read, or the body is refused."""
 
@@ -58,6 +63,7 @@ class Sampled(Body):
     top_k: int = Field(default=-1, ge=-1, lt=2**31)
     seed: int | None = Field(default=None, ge=0, lt=2**64)
     max_tokens: int | None = Field(default=None, ge=1, lt=2**31)
+    min_tokens: int = Field(default=0, ge=0, lt=2**31)
     stop: Annotated[list[str], BeforeValidator(_stop_list, json_schema_input_type=str | list[str])] = []
     stop_token_ids: TokenIds = []
     ignore_eos: bool = False
@@ -75,7 +81,6 @@ class Sampled(Body):
     repetition_penalty: Annotated[float, refused(_PENALTY, 1, 1.0)] = 1.0
     logit_bias: Annotated[dict[str, float], refused(_PENALTY, {})] = {}
     min_p: Annotated[float, refused("this server cuts off by top_k and top_p only", 0, 0.0)] = 0.0
-    min_tokens: Annotated[int, refused("this server does not keep a model from ending; leave it out", 0)] = 0
 
     user: Harmless = None
     metadata: Harmless = None
@@ -215,7 +220,10 @@ class ChatCompletion(Sampled):
 
 class Completion(Sampled):
     prompt: str | TokenIds | list[str] | list[TokenIds]
-    logprobs: int | None = Field(default=None, ge=0, le=MOST_LIKELIEST)
+    logprobs: Annotated[
+        Annotated[int, Field(ge=0, le=MOST_LIKELIEST)] | None,
+        BeforeValidator(_count, json_schema_input_type=int | bool | None),
+    ] = None
 
     echo: Annotated[bool, refused("prompts are not repeated here", False)] = False
     suffix: Annotated[Any, refused(_NOT_HERE)] = None

@@ -10,12 +10,14 @@ _UNFINISHED = "\ufffd"
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """What ends a text, and how much of it is shown. A stop token is the last one of its sequence."""
+    """What ends a text, and how much of it is shown. A stop token is the last one of its sequence; a stop string ends
+    nothing where the first `min_tokens` complete it."""
 
     stop_tokens: frozenset[int]
     stop_strings: tuple[str, ...]
     keeps_stop: bool
     skips_special: bool
+    min_tokens: int = 0
 
 
 class GrowingText:
@@ -27,6 +29,7 @@ class GrowingText:
         self._run: list[int] = []  # tokens since the last special one
         self._told, self._settled = 0, 0  # of the run: decoded from `_told`, shown up to `_settled`
         self._held: list[tuple[str, bool]] = []  # characters, and whether they are shown
+        self._heard, self._early = 0, 0  # tokens; how many of the held characters the first min_tokens have completed
 
     def feed(self, tokens: Sequence[int]) -> str:
         """The sequence goes on."""
@@ -38,6 +41,10 @@ class GrowingText:
                 self._hold(self._language.text([token]), shown=not self._ending.skips_special)
             else:
                 self._run.append(token)
+            self._heard += 1
+            if self._heard == self._ending.min_tokens:
+                self._decode(final=False)
+                self._early = len(self._held)
         self._decode(final=False)
         return self._release(self._kept())
 
@@ -46,8 +53,7 @@ class GrowingText:
         self._flush()
         if stopped and not self._ending.keeps_stop:
             raw = "".join(character for character, _ in self._held)
-            places = [place for stop in self._ending.stop_strings if (place := raw.find(stop)) >= 0]
-            self._held = self._held[: min(places)] if places else self._held
+            self._held = self._held[: min([len(raw), *self._stops(raw)])]
         return self._release(0)
 
     def _kept(self) -> int:
@@ -60,8 +66,13 @@ class GrowingText:
         """All from the first place on at which a stop string is, or begins."""
         raw = "".join(character for character, _ in self._held)
         longest = max(map(len, self._ending.stop_strings))
-        found = [len(raw) - place for stop in self._ending.stop_strings if (place := raw.find(stop)) >= 0]
-        return max([min(longest - 1, len(raw)), *found])
+        return max([min(longest - 1, len(raw)), *(len(raw) - place for place in self._stops(raw))])
+
+    def _stops(self, raw: str) -> list[int]:
+        """Where stop strings begin that end the text."""
+        early = self._early if self._heard >= self._ending.min_tokens else len(raw)
+        found = [raw.find(stop, max(0, early - len(stop) + 1)) for stop in self._ending.stop_strings]
+        return [place for place in found if place >= 0]
 
     def _decode(self, *, final: bool) -> None:
         """A tokenizer may write a token otherwise at the beginning of a text, so tokens are decoded after the ones that
@@ -82,4 +93,5 @@ class GrowingText:
 
     def _release(self, kept: int) -> str:
         ready, self._held = self._held[: len(self._held) - kept], self._held[len(self._held) - kept :]
+        self._early = max(0, self._early - len(ready))
         return "".join(character for character, shown in ready if shown)

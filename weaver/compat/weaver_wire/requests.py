@@ -160,7 +160,7 @@ class ScoreCentering(Strict):
     transport: Literal["inline", "ref"] = "inline"
 
 
-_NO_MASKS = "this server does not tell which tokens top_k and top_p kept"
+_NO_REFS = "this server tells sampling masks inline only"
 _NO_ROUTING = "this server records no routing of experts"
 
 
@@ -170,8 +170,8 @@ class Sample(Strict):
     num_samples: int = 1
     prompt_logprobs: bool = False
     topk_prompt_logprobs: int = 0
-    return_sampling_mask: Annotated[bool, refused(_NO_MASKS, False)] = False
-    sampling_mask_transport: Annotated[str, refused(_NO_MASKS, "inline")] = "inline"
+    return_sampling_mask: bool = False
+    sampling_mask_transport: Annotated[str, refused(_NO_REFS, "inline")] = "inline"
     return_old_logprob: bool = False
     return_moe_topk_indices: Annotated[bool, refused(_NO_ROUTING, False)] = False
     score_centering: ScoreCentering | None = None

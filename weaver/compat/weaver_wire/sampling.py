@@ -97,6 +97,7 @@ async def sample(context: WireContext, params: Params, query: Params, body: Body
         stop_strings=tuple(given.stop),
         prompt_logprobs=asked.prompt_logprobs,
         topk_prompt_logprobs=asked.topk_prompt_logprobs,
+        sampling_mask=asked.return_sampling_mask,
         topk_sample_logprobs=0 if asked.score_centering is None else asked.score_centering.head_size,
     )
     encode = partial(_sample_answer, context, info, asked, len(prompt_ids(asked.prompt, "prompt")))
@@ -116,9 +117,11 @@ def _check_behaviour(asked: requests.Sample) -> None:
         return
     if asked.score_centering.transport != "inline":
         raise NotOffered("score_centering.transport is 'ref': this server answers inline only")
-    if not untouched or asked.prompt_logprobs or asked.topk_prompt_logprobs or asked.return_old_logprob:
+    beside = asked.prompt_logprobs or asked.topk_prompt_logprobs or asked.return_old_logprob or asked.return_sampling_mask
+    if not untouched or beside:
         raise InvalidInput(
-            "score_centering needs temperature 1, top_p 1, top_k -1, and neither prompt_logprobs nor return_old_logprob"
+            "score_centering needs temperature 1, top_p 1, top_k -1, and none of prompt_logprobs, return_old_logprob and "
+            "return_sampling_mask"
         )
 
 
@@ -160,13 +163,14 @@ def _sample_answer(
 
 def _sequence(sequence: SampledSequence, asked: requests.Sample, location: str) -> Json:
     tokens, logprobs = sequence.tokens.tolist(), sequence.logprobs.tolist()
-    answer = {
+    answer: Json = {
         "tokens": tokens,
         "text": decode(location, tokens),
         "logprobs": logprobs,
         "stop_reason": sequence.stop_reason.value,
     }
     answer |= {"old_logprobs": logprobs} if asked.return_old_logprob else {}
+    answer |= {} if sequence.sampling_mask is None else {"sampling_masks": sequence.sampling_mask.lists()}
     if asked.score_centering is None or sequence.top_logprobs is None:
         return answer
     head = sequence.top_logprobs

@@ -169,7 +169,9 @@ def test_what_is_left_is_drawn_as_often_as_it_is_likely():
     logits_V = torch.randn(20, generator=torch.Generator().manual_seed(0)) * 2
     params, count = SamplingParams(1, 1.3, 9, 0.9), 20_000
     uniforms = np.random.default_rng(0).random(count).tolist()
-    drawn = draw(logits_V.repeat(count, 1), [params] * count, uniforms, [0] * count, dict.fromkeys(range(count), {3, 8}))
+    drawn = draw(
+        logits_V.repeat(count, 1), [params] * count, uniforms, [0] * count, {row: {3, 8} for row in range(count)}
+    )
     expected_V = left_by_numpy(logits_V.numpy(), params, [3, 8])
     share_V = np.exp(expected_V - np.log(np.exp(expected_V).sum()))
     found_V = np.bincount(drawn.tokens, minlength=20) / count
