@@ -65,8 +65,8 @@ REFUSALS = {
     "quotas": lambda service, trainer: service.get_quota_balance(),
     "a temperature of 0": lambda service, trainer: trainer.forward(DATA, "forward_logprob", {"temperature": 0.0}),
     "a token beyond the vocabulary": lambda service, trainer: trainer.forward([datum([5, 97])], "cross_entropy"),
-    "masks": lambda service, trainer: service.create_sampling_client(base_model=MODEL).sample(
-        prompt=types.ModelInput.from_ints([5]), return_sampling_mask=True
+    "masks on a shared disk": lambda service, trainer: service.create_sampling_client(base_model=MODEL).sample(
+        prompt=types.ModelInput.from_ints([5]), return_sampling_mask=True, sampling_mask_transport="ref"
     ),
 }
 

@@ -147,8 +147,8 @@ def test_a_state_goes_on_where_it_was_saved(backend):
     assert saved.optimizer.step == 1
 
 
-def drawn(prompt, *, adapter=None, **params):
-    request = SampleRequest(np.array(prompt), 2, SamplingParams(**params), adapter, True, 2)
+def drawn(prompt, *, adapter=None, mask=False, **params):
+    request = SampleRequest(np.array(prompt), 2, SamplingParams(**params), adapter, True, 2, sampling_mask=mask)
     return EchoSampler(SOURCE).sample(request)
 
 
@@ -189,6 +189,31 @@ def test_the_sampler_returns_the_stop_token_it_ends_at(stops, tokens):
     (sequence, _) = drawn([4, 0, 3], max_tokens=6, stop_token_ids=stops).result().sequences
     assert sequence.tokens.tolist() == tokens
     assert sequence.logprobs.size == len(tokens)
+
+
+@pytest.mark.parametrize(
+    ("params", "rows"),
+    [
+        ({}, [[], [], []]),
+        ({"top_p": 0.5}, [[4], [1], [3]]),
+        ({"top_k": 2}, [[4], [1], [3]]),
+        ({"top_k": 2, "temperature": 0.0}, [[], [], []]),
+        ({"min_tokens": 2}, [[4], [1], []]),
+    ],
+)
+def test_the_only_token_that_can_come_is_its_mask(params, rows):
+    (sequence, _) = drawn([4, 1, 3], max_tokens=3, mask=True, **params).result().sequences
+    assert sequence.sampling_mask.lists() == rows
+    (sequence, _) = drawn([4, 1, 3], max_tokens=3, **params).result().sequences
+    assert sequence.sampling_mask is None
+
+
+def test_where_the_only_token_may_not_come_yet_it_says_so(tmp_path):
+    (sequence, _) = drawn([4, 0, 3], max_tokens=6, min_tokens=1).result().sequences
+    assert sequence.tokens.tolist() == [4, 0]
+    said = r"sampling_params.min_tokens is 2, but the sampler 'echo' is certain that token 2 is the stop token 0"
+    with pytest.raises(InvalidInput, match=said):
+        drawn([4, 0, 3], max_tokens=6, min_tokens=2).result()
 
 
 def test_what_the_sampler_cannot_do_arrives_as_an_error(tmp_path):

@@ -1,5 +1,7 @@
 """What is drawn, and how prompts are scored."""
 
+import math
+
 import pytest
 import torch
 from support import SMOL, TINY, logprobs_of, sentence
@@ -85,10 +87,35 @@ def test_score_centering_tells_the_head_of_each_distribution(sampler):
         sampler.sample(prompt=PROMPT, sampling_params=by_ref)
 
 
+def test_masks_tell_what_each_token_was_drawn_among(sampler):
+    """The logprobs of a row's tokens that come with nothing cut off, renormalised, are those that were told."""
+    params = types.SamplingParams(max_tokens=6, seed=2, top_p=0.6)
+    asked = {"prompt": PROMPT, "sampling_params": params, "num_samples": 2}
+    masked = sampler.sample(**asked, return_sampling_mask=True)["sequences"]
+    plain = sampler.sample(**asked)["sequences"]
+    assert [one["tokens"] for one in masked] == [one["tokens"] for one in plain]
+    assert all("sampling_masks" not in one for one in plain)
+    for sequence in masked:
+        masks = sequence["sampling_masks"]
+        assert len(masks) == len(sequence["tokens"])
+        assert all(token in row and row == sorted(row) for token, row in zip(sequence["tokens"], masks, strict=True))
+        context = PROMPT.to_ints()
+        for token, row, told in zip(sequence["tokens"], masks, sequence["logprobs"], strict=True):
+            scored = [sampler.compute_logprobs(prompt=types.ModelInput.from_ints([*context, one]))[-1] for one in row]
+            share = sum(map(math.exp, scored))
+            assert told == pytest.approx(scored[row.index(token)] - math.log(share), abs=1e-3)
+            assert share >= 0.6 - 1e-4
+            assert share - math.exp(min(scored)) < 0.6 + 1e-4
+            context = [*context, token]
+
+
 def test_what_is_not_offered_is_refused_by_its_name(sampler):
-    for field in ("return_sampling_mask", "return_moe_topk_indices"):
-        with pytest.raises(WeaverAPIError, match=field) as refused:
-            sampler.sample(prompt=PROMPT, **{field: True})
+    for fields in (
+        {"return_sampling_mask": True, "sampling_mask_transport": "ref"},
+        {"return_moe_topk_indices": True},
+    ):
+        with pytest.raises(WeaverAPIError, match=list(fields)[-1]) as refused:
+            sampler.sample(prompt=PROMPT, **fields)
         assert refused.value.status_code == 400
     with pytest.raises(WeaverAPIError, match="return_rollout_token_expert"):
         sampler.compute_logprobs(prompt=PROMPT, logprobs_params=types.LogprobsParams(return_rollout_token_expert=True))

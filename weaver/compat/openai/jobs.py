@@ -110,7 +110,8 @@ def _checked(job: Job) -> Job:
         door.check_prompt(prompt, facts)
         most = door.effective_max_tokens(asked.most_tokens, len(prompt), facts)
         if asked.min_tokens > most:
-            raise FieldRefused(f"min_tokens is {asked.min_tokens}, more than max_tokens, {most}; lower it", "min_tokens")
+            told = f"min_tokens is {asked.min_tokens}, more than max_tokens, {most}; lower it"
+            raise FieldRefused(told, "min_tokens")
         params = SamplingParams(**{**job.options, "max_tokens": most})
         door.check_sampling_params(params, facts)
         door.check_sampling(SampleRequest(prompt, asked.n, params, topk_sample_logprobs=asked.likeliest), facts)

@@ -117,11 +117,11 @@ def _check_behaviour(asked: requests.Sample) -> None:
         return
     if asked.score_centering.transport != "inline":
         raise NotOffered("score_centering.transport is 'ref': this server answers inline only")
-    beside = asked.prompt_logprobs or asked.topk_prompt_logprobs or asked.return_old_logprob or asked.return_sampling_mask
-    if not untouched or beside:
+    beside = asked.return_old_logprob or asked.return_sampling_mask
+    if not untouched or asked.prompt_logprobs or asked.topk_prompt_logprobs or beside:
         raise InvalidInput(
-            "score_centering needs temperature 1, top_p 1, top_k -1, and none of prompt_logprobs, return_old_logprob and "
-            "return_sampling_mask"
+            "score_centering needs temperature 1, top_p 1, top_k -1, and none of prompt_logprobs, return_old_logprob "
+            "and return_sampling_mask"
         )
 
 
