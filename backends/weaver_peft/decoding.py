@@ -213,7 +213,7 @@ class DecodeLoop:
             [row.generator.random() if row.params.temperature else 0.0 for row in rows],
             [row.job.request.topk_sample_logprobs for row in rows],
             {place: row.barred for place, row in enumerate(rows) if row.is_early},
-            [place for place, row in enumerate(rows) if row.job.request.sampling_mask],
+            [place for place, row in enumerate(rows) if row.is_telling],
         )
         self.statistics.decode_calls += 1
         self.statistics.drawn_tokens += len(rows)

@@ -116,6 +116,9 @@ class Row:
         self.logprobs: list[float] = []
         self.likeliest: list[Likeliest] = []
         self.left: list[NDArray[np.int32]] = []
+        # Asked at every step, of every row:
+        self.is_telling = job.request.sampling_mask
+        self.is_early = params.min_tokens > 0  # there are tokens that cannot come yet
         self._tokens_L = np.empty(len(prompt_n) + params.max_tokens, np.int64)
         self._tokens_L[: len(prompt_n)] = prompt_n
 
@@ -135,11 +138,6 @@ class Row:
     def needed_columns(self) -> int:
         """What must be cached before the row can decode: all but its last token, which the decode call itself adds."""
         return self.length - 1
-
-    @property
-    def is_early(self) -> bool:
-        """Whether there are tokens that cannot come yet."""
-        return len(self.drawn) < self.params.min_tokens
 
     @property
     def barred(self) -> Collection[int]:
@@ -162,6 +160,8 @@ class Row:
         self._tokens_L[self.length] = token
         self.drawn.append(token)
         self.logprobs.append(logprob)
+        if self.is_early:
+            self.is_early = len(self.drawn) < self.params.min_tokens
         if likeliest is not None:
             self.likeliest.append(likeliest)
         if self.job.request.listener is not None and not self.job.is_over:
@@ -190,7 +190,7 @@ class Row:
         """Hand the sample to its job."""
         tokens, logprobs = np.array(self.drawn, np.int64), np.array(self.logprobs, np.float32)
         top = _table(self.likeliest, self.job.request.topk_sample_logprobs)
-        mask = _rows(self.left) if self.job.request.sampling_mask else None
+        mask = _rows(self.left) if self.is_telling else None
         self.job.sequences[self.index] = SampledSequence(tokens, logprobs, reason, top, mask)
         self.job.settle()
 

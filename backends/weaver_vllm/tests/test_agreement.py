@@ -139,6 +139,21 @@ def test_stop_strings_end_where_the_embedded_sampler_ends(place, snapshots):
     assert all(len(one.sequences[0].logprobs) == len(one.sequences[0].tokens) for one in found)
 
 
+def test_stop_strings_of_the_first_min_tokens_are_text_to_both(place):
+    [free] = draw(place.vllm, ask(place, QUESTIONS[2], None, max_tokens=40))
+    drawn = tokens(free)[0]
+    early = place.tokenizer.decode(drawn[:8])[-3:]
+    requests = [
+        ask(place, QUESTIONS[2], None, max_tokens=40, stop_strings=strings, min_tokens=least)
+        for strings in ((early,), (" ", early), (place.tokenizer.decode(drawn[7:9]),))
+        for least in (0, 7, 8, 9)
+    ]
+    found, expected = draw(place.vllm, *requests), draw(place.embedded, *requests)
+    assert list(map(tokens, found)) == list(map(tokens, expected))
+    assert all(len(tokens(result)[0]) > request.params.min_tokens for request, result in zip(requests, found))
+    assert len({len(tokens(result)[0]) for result in found}) > 3
+
+
 def test_the_models_own_end_ends_it(place):
     chat = place.tokenizer.apply_chat_template([{"role": "user", "content": QUESTIONS[0]}], tokenize=False)
     request = ask(place, f"{chat}<|im_start|>assistant\n", None, max_tokens=60, stop_token_ids=None)

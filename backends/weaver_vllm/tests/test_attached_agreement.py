@@ -73,6 +73,15 @@ def test_greedy_tokens_are_the_same_and_logprobs_within_a_ten_thousandth(sampler
     assert max(off.values()) < 1e-4
 
 
+def test_stop_strings_of_the_first_min_tokens_are_text_to_both(sampler, embedded):
+    ends = {"max_tokens": 40, "stop_token_ids": None}
+    requests = [ask(QUESTION, None, **ends, stop_strings=(",", " "), min_tokens=least) for least in (0, 4, 9, 15)]
+    found, expected = draw(sampler, *requests), draw(embedded, *requests)
+    assert list(map(tokens, found)) == list(map(tokens, expected))
+    assert [len(tokens(result)[0]) > least for result, least in zip(found, (0, 4, 9, 15), strict=True)] == [True] * 4
+    assert len({len(tokens(result)[0]) for result in found}) > 2
+
+
 def test_stop_strings_end_where_the_embedded_sampler_ends(sampler, embedded, snapshots):
     """The token that completes one is the last; a string may lie across tokens."""
     [free] = draw(sampler, ask(QUESTION, None, max_tokens=30))

@@ -1,12 +1,14 @@
 """What a request can ask for, and what is refused by name."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from engines import DRAWN, GREEDY, ask, draw, open_engine, tokens
 
-from weaver.domain import PromptTargets, SamplingParams
+from weaver.domain import PromptTargets, SamplingParams, StopReason
 from weaver.errors import InvalidInput
-from weaver.testing.reference import distribution
+from weaver.testing.reference import END_TOKEN, distribution
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -46,6 +48,44 @@ def _check_top(reference, request, sequence):
         assert (np.isnan(found) == (wanted == 0)).all()
         possible = wanted > 0
         assert np.abs(np.exp(found[possible]) - wanted[possible]).max() < 1e-4
+
+
+@pytest.mark.parametrize("params", [GREEDY, DRAWN, SamplingParams(12, 0.7, 20, 0.9, 3, ())])
+def test_what_min_tokens_keeps_back_has_no_probability(sampler, references, params):
+    """Half of the vocabulary stops. Rows that wait and rows that do not share steps."""
+    stops = tuple(range(1, 128, 2))
+    waiting = ask(0, params, samples=4, min_tokens=6, stop_token_ids=stops, topk_sample_logprobs=6)
+    free = ask(0, params, samples=4)
+    for request, result in zip((waiting, free), draw(sampler, waiting, free), strict=True):
+        for sequence in result.sequences:
+            expected = references[None].drawn_logprobs(request.prompt_n, sequence.tokens, request.params)
+            assert np.abs(sequence.logprobs - expected).max() < 1e-4
+    for sequence in draw(sampler, waiting)[0].sequences:
+        *before, last = sequence.tokens.tolist()
+        assert len(before) >= 6
+        assert not {*before} & {*stops}
+        assert sequence.stop_reason is (StopReason.STOP if last % 2 else StopReason.LENGTH)
+        assert not {*sequence.top_logprobs.token_ids_nk[:6].ravel().tolist()} & {*stops}
+
+
+def test_the_models_end_is_kept_back_where_it_stops_and_only_there(sampler, references):
+    """vLLM alone would keep it back whatever stops."""
+    request = ask(1, DRAWN, samples=60, temperature=5.0, min_tokens=12)
+    [free] = draw(sampler, request)
+    came = [END_TOKEN in sequence.tokens for sequence in free.sequences]
+    assert any(came), "no sample has it, so this proves nothing"
+    [kept] = draw(sampler, replace(request, params=replace(request.params, stop_token_ids=None)))
+    assert not any(END_TOKEN in sequence.tokens for sequence in kept.sequences)
+
+
+def test_masks_are_told_where_nothing_was_cut_off_and_refused_elsewhere(sampler):
+    for params in (DRAWN, replace(GREEDY, top_k=3, top_p=0.5)):
+        [result] = draw(sampler, ask(0, params, sampling_mask=True))
+        assert result.sequences[0].sampling_mask.lists() == [[]] * 12
+    for changed in ({"top_k": 5}, {"top_p": 0.9}, {"min_tokens": 2}):
+        with pytest.raises(InvalidInput, match=r"return_sampling_mask: the sampler 'vllm' does not tell"):
+            draw(sampler, ask(0, DRAWN, sampling_mask=True, **changed))
+    assert draw(sampler, ask(0, DRAWN))[0].sequences[0].sampling_mask is None
 
 
 def test_as_many_of_the_likeliest_as_there_are_tokens(sampler, references):
