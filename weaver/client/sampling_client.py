@@ -50,7 +50,9 @@ class SamplingMethods(Face):
     ) -> Any:
         """Draw completions: {"sequences": [{"tokens", "text", "logprobs", "stop_reason"}, ...], "raw_result": ...}.
 
-        A handle's result, without `wait`, is what the service answered: {"result": {"sequences": ...}}.
+        With `return_sampling_mask` each sequence has `sampling_masks`: for each token the ids it was drawn among, none
+        where that was the whole vocabulary. A handle's result, without `wait`, is what the service answered:
+        {"result": {"sequences": ...}}.
         """
         body = sample_body(
             prompt,

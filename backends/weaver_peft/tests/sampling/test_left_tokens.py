@@ -80,7 +80,12 @@ def test_a_mask_is_what_a_token_was_drawn_among(loop, reference, params):
 
 def test_where_the_whole_vocabulary_is_left_a_row_is_empty(loop):
     """Also greedily, whose logprobs are the model's own whatever top_k and top_p say."""
-    asked = [ask(mask=True, seed=1), ask(mask=True, seed=2, temperature=0, top_k=3, top_p=0.5)]
+    asked = [
+        ask(mask=True, seed=1),
+        ask(mask=True, seed=2, temperature=0, top_k=3, top_p=0.5),
+        ask(mask=True, seed=3, min_tokens=4),  # nothing stops
+        ask(mask=True, seed=4, temperature=1e6, top_p=1 - 1e-9),  # which cuts nothing off
+    ]
     for result in run(loop, *asked):
         assert result.sequences[0].sampling_mask.lists() == [[]] * 12
 

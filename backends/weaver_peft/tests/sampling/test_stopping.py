@@ -121,6 +121,11 @@ def test_a_stop_string_counts_where_a_token_after_the_first_min_tokens_completes
     assert ends_at(rule(byte_base, *strings, min_tokens=least), tokens) == end
 
 
+def test_no_token_of_the_first_min_tokens_ends_a_sequence(byte_base):
+    params = SamplingParams(9, stop_token_ids=(98,), min_tokens=2)
+    assert ends_at(StopRule.of_params(params, byte_base, Detokenizer(byte_base)), [*b"abab"]) == 4
+
+
 def test_stop_strings_are_found_where_the_whole_text_has_them(byte_base):
     generator = np.random.default_rng(0)
     for _ in range(50):
