@@ -5,11 +5,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 from weaver_peft import sequences
+from weaver_peft.base_model import load_base_model
 from weaver_peft.decoding import DecodeLoop
 from weaver_peft.drawing import draw
 from weaver_peft.kv_cache import CacheShape
 
+from weaver.backend import ModelSource
 from weaver.domain import SamplingParams, StopReason
 from weaver.errors import InvalidInput
 
@@ -51,7 +54,7 @@ def check(model, request, sequence, stops=()):
         barred = stops if place < request.params.min_tokens else ()
         expected_V = left_by_numpy(logits_V, request.params, barred)
         left = np.flatnonzero(expected_V > -np.inf)
-        assert rows[place] == ([] if len(left) == VOCABULARY else left.tolist())
+        assert rows[place] == ([] if len(left) == len(logits_V) else left.tolist())
         scale = request.params.temperature or 1.0
         over = logits_V[rows[place] or slice(None)] / scale
         assert logprob == pytest.approx(logits_V[token] / scale - np.log(np.exp(over).sum()), abs=1e-4)
@@ -76,6 +79,18 @@ def test_a_mask_is_what_a_token_was_drawn_among(loop, reference, params):
     assert any(map(any, rows)) is (params != {"top_k": VOCABULARY})
     [plain] = run(loop, replace(request, sampling_mask=False))
     assert all(one.sampling_mask is None for one in plain.sequences)
+
+
+@pytest.mark.demo_model
+def test_masks_of_the_demo_model_are_those_of_its_logits_in_transformers(capsys):
+    base = load_base_model(ModelSource("demo", "demo", device="cpu"))
+    model = AutoModelForCausalLM.from_pretrained(base.facts.tokenizer_location, dtype=torch.float32)
+    request = ask(mask=True, seed=3, length=20, top_p=0.95, min_tokens=4, stop_token_ids=None)
+    [result] = run(DecodeLoop(base, LIMITS), request)
+    rows = check(model, request, result.sequences[0], base.facts.end_token_ids)
+    with capsys.disabled():
+        print(" tokens left, of", base.facts.vocabulary_size, "by row:", list(map(len, rows)))
+    assert max(map(len, rows)) > 100
 
 
 def test_where_the_whole_vocabulary_is_left_a_row_is_empty(loop):
