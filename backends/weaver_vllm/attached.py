@@ -17,7 +17,7 @@ from weaver_vllm.attached_base import Base, base_of
 from weaver_vllm.attached_calls import Lost, Unreached
 from weaver_vllm.attached_engine import AttachedEngine
 from weaver_vllm.attached_fleet import Fleet
-from weaver_vllm.attached_refusals import refuse, refuse_min_tokens
+from weaver_vllm.attached_refusals import refuse
 from weaver_vllm.attached_server import check_urls
 
 logger = logging.getLogger(__name__)
@@ -147,7 +147,6 @@ class AttachedSampler:
         """Nobody has seen a token of a request before it is done: what was cut short is drawn anew, with a seed the
         same tokens."""
         refuse(request)
-        refuse_min_tokens(request, self._base)
         strikes, why = 0, ""
 
         def begun() -> None:

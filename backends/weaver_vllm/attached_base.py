@@ -12,13 +12,13 @@ from weaver.domain import ModelFacts, ModelSource
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """`layers` are the linear ones by name: how many numbers go in, and how many come out. `ends`: what vLLM's server
-    takes for end tokens, which are those of the model and of its tokenizer."""
+    """`layers` are the linear ones by name: how many numbers go in, and how many come out. `tokenizers_ends`: the end
+    token that its tokenizer names."""
 
     source: ModelSource
     facts: ModelFacts
     layers: Mapping[str, tuple[int, int]]
-    ends: frozenset[int]
+    tokenizers_ends: frozenset[int]
 
 
 def base_of(source: ModelSource) -> Base:
@@ -29,12 +29,13 @@ def base_of(source: ModelSource) -> Base:
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(found.location))
     linear = (each for each in model.named_modules() if type(each[1]) is torch.nn.Linear)
     layers = {name: (module.in_features, module.out_features) for name, module in linear}
-    return Base(found, facts, layers, frozenset((*facts.end_token_ids, *_tokenizers_end(found.location))))
+    return Base(found, facts, layers, _tokenizers_ends(found.location))
 
 
-def _tokenizers_end(location: str) -> tuple[int, ...]:
+def _tokenizers_ends(location: str) -> frozenset[int]:
+    """Where files are missing, transformers makes a tokenizer up, and a server has none."""
     try:
         found = AutoTokenizer.from_pretrained(location).eos_token_id
-    except (OSError, ValueError, KeyError):  # there is none, for vLLM's server either
-        return ()
-    return () if found is None else (int(found),)
+    except (OSError, ValueError, KeyError):
+        return frozenset()
+    return frozenset(() if found is None else (int(found),))

@@ -13,7 +13,7 @@ from weaver_vllm.attached_adapters import EngineAdapters
 from weaver_vllm.attached_base import Base
 from weaver_vllm.attached_calls import Calls, Lost, NotThere, Unreached
 from weaver_vllm.attached_folders import Zeros, check_folder
-from weaver_vllm.attached_refusals import refuse_beyond
+from weaver_vllm.attached_refusals import refuse_beyond, refuse_min_tokens
 from weaver_vllm.attached_server import Attached, ServerFacts, attached, check_probe, not_telling
 from weaver_vllm.attached_turns import Kind, Turns
 
@@ -73,6 +73,7 @@ class AttachedEngine:
     async def draw(self, request: SampleRequest, alone: bool, begun: Callable[[], None]) -> SampleResult:
         """Draw for one request, in its turn. Raises Unreached or Lost where the server is gone."""
         refuse_beyond(request, self.facts, self._base.facts)
+        refuse_min_tokens(request, self.facts, self._base)
         kind = Kind.ALONE if alone or wire.asks_of_prompt(request) else Kind.TOGETHER
         self.load += request.num_samples
         try:

@@ -70,11 +70,12 @@ def refuse_beyond(request: SampleRequest, facts: ServerFacts, model: ModelFacts)
         )
 
 
-def refuse_min_tokens(request: SampleRequest, base: Base) -> None:
-    """Raises InvalidInput where vLLM's server would keep back more than was asked for: the model's end tokens, whether
-    they stop or not."""
-    stops = request.params.stop_token_ids
-    kept_back = base.ends - set(base.facts.end_token_ids if stops is None else stops)
+def refuse_min_tokens(request: SampleRequest, facts: ServerFacts, base: Base) -> None:
+    """Raises InvalidInput where vLLM's server would keep back more than was asked for: the end tokens of the model and
+    of its tokenizer, whether they stop or not."""
+    stops, ends = request.params.stop_token_ids, set(base.facts.end_token_ids)
+    taken = ends | base.tokenizers_ends if facts.has_tokenizer else ends
+    kept_back = taken - set(ends if stops is None else stops)
     if request.params.min_tokens and kept_back:
         raise _cannot(
             f"sampling_params.min_tokens: vLLM's HTTP interface would keep the end tokens {sorted(kept_back)} back "

@@ -99,6 +99,21 @@ def test_it_stops_at_the_tokens_given_at_the_models_own_or_at_none(sampler, refe
     assert any(END_TOKEN in each.tokens[:-1] for each in none.sequences)
 
 
+def test_stop_tokens_wait_for_min_tokens(sampler, references):
+    """Half of the vocabulary stops, the model's own end too; the logprobs are of the other half."""
+    stops = tuple(range(1, 128, 2))
+    for temperature in (0.0, 1.0):
+        request = ask(3, DRAWN, samples=4, temperature=temperature, min_tokens=6, stop_token_ids=stops)
+        [result] = draw(sampler, request)
+        for sequence in result.sequences:
+            *before, last = sequence.tokens.tolist()
+            assert len(before) >= 6
+            assert not {*before} & {*stops}
+            assert sequence.stop_reason is (StopReason.STOP if last % 2 else StopReason.LENGTH)
+            expected = references[None].drawn_logprobs(request.prompt_n, sequence.tokens, request.params)
+            assert np.abs(sequence.logprobs - expected).max() < 1e-4
+
+
 def test_adapters_and_the_base_model_do_not_meet(sampler, adapters, references):
     """All slots of the engine get taken, and then a row without an adapter would get the last one's."""
     asked = [(name, ask(seed, adapter=adapters.get(name), max_tokens=20)) for seed in range(3) for name in references]
