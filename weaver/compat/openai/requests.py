@@ -34,7 +34,9 @@ def _stop_list(value: Any) -> Any:
 
 def _count(value: Any) -> Any:
     """As vLLM reads it: true is 1."""
-    return {True: 1, False: None}[value] if isinstance(value, bool) else value
+    if isinstance(value, bool):
+        return 1 if value else None
+    return value
 
 
 class Body(BaseModel):
