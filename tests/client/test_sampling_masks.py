@@ -6,8 +6,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import weaver
+from tests.tiny_models import VOCABULARY
 
-from .conftest import MODEL, VOCABULARY
+from .conftest import MODEL, new_model
 
 types = weaver.types
 PROMPT = [5, 9, 3, 7, 20]
@@ -57,9 +58,45 @@ def test_masks_come_only_where_they_were_asked_for(sampler):
 
 
 def test_a_row_is_empty_where_the_whole_vocabulary_was_left(sampler):
-    for params in ({}, {"temperature": 0.0, "top_k": 3, "top_p": 0.5}):
-        for sequence in sample(sampler, **params):
-            assert sequence["sampling_masks"] == [[]] * len(sequence["tokens"])
+    for sequence in sample(sampler):
+        assert sequence["sampling_masks"] == [[]] * len(sequence["tokens"])
+
+
+def drawn_datum(sequence, *, mask=True):
+    """What was drawn, as it is trained on: the prompt's targets do not count, and were drawn among all."""
+    tokens, before = PROMPT + sequence["tokens"], len(PROMPT) - 1
+    inputs = {
+        "target_tokens": tokens[1:],
+        "logprobs": [0.0] * before + sequence["logprobs"],
+        "advantages": [0.0] * before + [1.0] * len(sequence["tokens"]),
+    }
+    inputs |= {"sampling_mask": [[]] * before + sequence["sampling_masks"]} if mask else {}
+    return types.Datum(model_input=types.ModelInput.from_ints(tokens[:-1]), loss_fn_inputs=inputs)
+
+
+@pytest.mark.parametrize("params", [{"top_k": 6}, {"temperature": 0.7, "top_p": 0.8}])
+def test_with_its_masks_the_trainer_has_the_distribution_a_sample_was_drawn_from(service, params):
+    """On the sampler's own weights every ratio is 1; without the masks it is not."""
+    trainer = new_model(service)
+    trainer.forward_backward([drawn_datum({"tokens": [3, 4], "logprobs": [-1.0, -1.0]}, mask=False)], "ppo_clip")
+    trainer.optim_step(types.AdamParams(learning_rate=0.01))
+    sequences = sample(trainer.save_weights_and_get_sampling_client(), samples=3, **params)
+    config = {"temperature": params.get("temperature", 1.0)}
+    for mask, expected in ((True, True), (False, False)):
+        data = [drawn_datum(sequence, mask=mask) for sequence in sequences]
+        found = trainer.forward(data, "importance_sampling", config)["result"]["loss_fn_outputs"]
+        trained = [output["logprobs"]["data"][len(PROMPT) - 1 :] for output in found]
+        drawn = [sequence["logprobs"] for sequence in sequences]
+        assert (np.concatenate(trained) == pytest.approx(np.concatenate(drawn), abs=1e-4)) is expected
+
+
+def test_a_greedy_token_was_drawn_among_itself_and_teaches_nothing(service):
+    trainer = new_model(service)
+    [sequence] = sample(trainer.save_weights_and_get_sampling_client(), samples=1, temperature=0.0, top_k=3, top_p=0.5)
+    assert sequence["sampling_masks"] == [[token] for token in sequence["tokens"]]
+    assert min(sequence["logprobs"]) < -0.1
+    trainer.forward_backward([drawn_datum(sequence)], "importance_sampling")
+    assert trainer.optim_step(types.AdamParams(learning_rate=0.01))["metrics"]["grad_norm"] == 0
 
 
 def test_both_ways_tell_the_same_masks(local, server):

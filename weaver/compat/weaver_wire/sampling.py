@@ -170,7 +170,7 @@ def _sequence(sequence: SampledSequence, asked: requests.Sample, location: str) 
         "stop_reason": sequence.stop_reason.value,
     }
     answer |= {"old_logprobs": logprobs} if asked.return_old_logprob else {}
-    answer |= {} if sequence.sampling_mask is None else {"sampling_masks": sequence.sampling_mask.lists()}
+    answer |= {"sampling_masks": _masks(sequence, asked)} if asked.return_sampling_mask else {}
     if asked.score_centering is None or sequence.top_logprobs is None:
         return answer
     head = sequence.top_logprobs
@@ -181,6 +181,13 @@ def _sequence(sequence: SampledSequence, asked: requests.Sample, location: str) 
         "sampler_topk_mask": np.ones(head.token_ids_nk.shape, np.int64).tolist(),
         "sampler_distribution": {"schema": UNFILTERED},
     }
+
+
+def _masks(sequence: SampledSequence, asked: requests.Sample) -> list[list[int]]:
+    """A row for each token. On this wire a greedy one was drawn among itself alone: trained so, it has no gradient."""
+    if asked.sampling_params.temperature == 0:
+        return [[token] for token in sequence.tokens.tolist()]
+    return sequence.sampling_mask.lists() if sequence.sampling_mask is not None else []
 
 
 def _logprobs(values: Any) -> list[float | None]:
