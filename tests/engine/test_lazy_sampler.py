@@ -1,6 +1,8 @@
 """A sampler that is opened on first use: who waits, for what, and who hears of newer weights."""
 
+import gc
 import threading
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -121,3 +123,15 @@ def test_a_sampler_that_raises_fails_the_request_that_waited(slow, lazy):
     open_now(slow, lazy)
     with pytest.raises(ZeroDivisionError):
         waiting.result(60)
+
+
+def test_what_waited_for_the_model_is_not_kept_once_it_was_passed_on(slow, lazy):
+    request = SampleRequest(np.array([1, 2]), 1, SamplingParams(3))
+    seen, future = weakref.ref(request.prompt_n), lazy.sample(request)
+    open_now(slow, lazy)
+    slow.futures.pop().set_result(None)
+    assert future.result(60) is None
+    del request, future
+    lazy.sample(REQUEST)  # the thread that opened it has left the lock
+    gc.collect()
+    assert seen() is None

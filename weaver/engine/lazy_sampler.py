@@ -13,7 +13,7 @@ from weaver.sampler import SampleFuture, Sampler
 
 class LazySampler:
     """Keeps requests that come while the sampler opens, or while an adapter's files are compared with their manifest
-    before its first use. What failed fails them, and is tried again with the next."""
+    before its first use, and no longer. What failed fails them, and is tried again with the next."""
 
     def __init__(self, open_sampler: Callable[[], Sampler], folders: KeptFolders) -> None:
         self._open_sampler, self._folders = open_sampler, folders
@@ -84,6 +84,10 @@ class LazySampler:
             opening.set_result(self._open_sampler())
         except Exception as error:  # noqa: BLE001 -- whatever opening raises is what the waiting requests fail with
             opening.set_exception(error)
+            return
+        with self._lock:
+            if self._opening is opening:
+                self._opening = _settled(opening.result())
 
     def _check(self, adapter: AdapterRef, opening: "Future[Sampler]", checked: "Future[Sampler]") -> None:
         try:
@@ -91,6 +95,17 @@ class LazySampler:
             checked.set_result(opening.result())
         except Exception as error:  # noqa: BLE001 -- whatever it is, the waiting requests fail with it
             checked.set_exception(error)
+            return
+        with self._lock:
+            if self._adapters.get(adapter.adapter_id) is checked:
+                self._adapters[adapter.adapter_id] = _settled(checked.result())
+
+
+def _settled(sampler: Sampler) -> "Future[Sampler]":
+    """A future of its own: the one that requests have waited for holds them, and their results, as long as it lives."""
+    future: Future[Sampler] = Future()
+    future.set_result(sampler)
+    return future
 
 
 def _failed(future: "Future[Sampler]") -> bool:

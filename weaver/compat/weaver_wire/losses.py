@@ -7,7 +7,7 @@
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -43,6 +43,11 @@ class AskedPass:
     operation: ForwardBackward
     datum_ids: tuple[str | None, ...]
     ignored: tuple[Array | None, ...]
+
+    @property
+    def without_data(self) -> "AskedPass":
+        """All that the answer is made of, to keep with the result."""
+        return replace(self, operation=replace(self.operation, data=()))
 
 
 def asked_pass(

@@ -100,7 +100,8 @@ async def sample(context: WireContext, params: Params, query: Params, body: Body
         sampling_mask=asked.return_sampling_mask,
         topk_sample_logprobs=0 if asked.score_centering is None else asked.score_centering.head_size,
     )
-    encode = partial(_sample_answer, context, info, asked, len(prompt_ids(asked.prompt, "prompt")))
+    length = len(prompt_ids(asked.prompt, "prompt"))
+    encode = partial(_sample_answer, context, info, asked.model_copy(update={"prompt": {}}), length)
     return await acknowledged(context, Ticket(ticket.request_id, ""), encode)
 
 
