@@ -55,8 +55,16 @@ class Samplers:
     def _source(self, target: Target) -> _Source:
         with self._lock:
             if target not in self._sources:
+                self._sources = {one: source for one, source in self._sources.items() if self._lives(source)}
                 self._sources[target] = _Source(self._opened(target))
             return self._sources[target]
+
+    def _lives(self, source: _Source) -> bool:
+        try:
+            self._service.sampler_info(source.sampling_session_id)
+        except Forgotten:
+            return False
+        return True
 
     def _opened(self, target: Target) -> str:
         session_id = self._service.create_session(

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from weaver.compat.weaver_wire.numbering import Numbering
 from weaver.compat.weaver_wire.operations import Operations
+from weaver.errors import UnknownName
 from weaver.service import Service
 
 HOLD_SECONDS: Final = 20.0
@@ -38,6 +39,21 @@ class WireContext:
     sample_numbers: Iterator[int] = field(default_factory=itertools.count)
     max_lengths: dict[str, int] = field(default_factory=dict)
     """By model: the longest sequence it was created for, where its client said so."""
+
+    def has(self, model_id: str) -> bool:
+        """Whether the model is in memory."""
+        try:
+            self.service.model_info(model_id)
+        except UnknownName:
+            return False
+        return True
+
+    def forget_models(self) -> None:
+        """Drop what is remembered of models that are gone: their sessions have ended."""
+        for model_id in {*self.numbering.models(), *self.max_lengths}:
+            if not self.has(model_id):
+                self.numbering.forget(model_id)
+                self.max_lengths.pop(model_id, None)
 
 
 Handler = Callable[[WireContext, Params, Params, Body], Awaitable[Answer]]

@@ -14,7 +14,7 @@ from weaver.compat.weaver_wire.paging import page_answer, page_of
 from weaver.compat.weaver_wire.texts import tokenizer_path
 from weaver.compat.weaver_wire.times import iso_time
 from weaver.domain import LoraSpec
-from weaver.errors import Forgotten, UnknownName
+from weaver.errors import Forgotten
 from weaver.service.records import RunInfo
 
 LORA: Final = "lora"
@@ -31,6 +31,7 @@ def as_texts(metadata: dict[str, Any]) -> dict[str, str]:
 async def create_model(context: WireContext, params: Params, query: Params, body: Body) -> Answer:
     asked = requests.parse(requests.CreateModel, body)
     _check_offered(asked)
+    context.forget_models()
     service = context.service
     base_model, length = served_name(service, asked.base_model)
     if asked.training_max_sequence_length is not None:
@@ -107,7 +108,7 @@ def model_answer(context: WireContext, run: RunInfo) -> Json:
         "project_id": PROJECT_ID,
         "base_model": run.base_model,
         "training_mode": LORA,
-        "status": "running" if _is_alive(context, run.model_id) else "terminated",
+        "status": "running" if context.has(run.model_id) else "terminated",
         "lora_config": {name: asdict(run.lora)[name] for name in _LORA_FIELDS},
         "user_metadata": dict(run.user_metadata),
         "model_seq_id": int(run.model_id.rpartition(":")[2]),
@@ -121,14 +122,6 @@ def model_answer(context: WireContext, run: RunInfo) -> Json:
 
 
 _LORA_FIELDS: Final = ("rank", "alpha", "seed", "train_unembed", "train_mlp", "train_attn")
-
-
-def _is_alive(context: WireContext, model_id: str) -> bool:
-    try:
-        context.service.model_info(model_id)
-    except UnknownName:
-        return False
-    return True
 
 
 async def list_runs(context: WireContext, params: Params, query: Params, body: Body) -> Answer:

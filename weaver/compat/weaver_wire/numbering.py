@@ -123,6 +123,11 @@ class Numbering:
             line = self._lines.get(model_id)
             return line is not None and _repeated(line, operation, service) is not None
 
+    def models(self) -> tuple[str, ...]:
+        """Of which anything is remembered, and no request is being read."""
+        with self._lock:
+            return tuple(model_id for model_id, line in self._lines.items() if not line.reading)
+
     def forget(self, model_id: str) -> None:
         """The model is gone."""
         with self._lock:

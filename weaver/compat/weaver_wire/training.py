@@ -41,17 +41,18 @@ async def _pass(
         asked = asked_pass(given.loss_fn, given.data, given.loss_fn_config, losses, backward=backward)
         _check_lengths(asked, context.max_lengths.get(model_id))
     except InvalidInput:
-        context.numbering.came(model_id, seq_id)
+        if context.has(model_id):
+            context.numbering.came(model_id, seq_id)
         raise
     ticket = await in_turn(context, model_id, seq_id, asked.operation)
-    return await acknowledged(context, ticket, partial(pass_answer, asked))
+    return await acknowledged(context, ticket, partial(pass_answer, asked.without_data))
 
 
 async def in_turn(context: WireContext, model_id: str, seq_id: int | None, operation: Operation) -> Ticket:
     """Accept an operation when those of lower numbers have been."""
+    context.service.model_info(model_id)  # of a model that is not there nothing is remembered
     if seq_id is None:
         return context.numbering.submit(context.service, model_id, None, operation)
-    context.service.model_info(model_id)  # of a model that is not there nothing is remembered
     await context.numbering.turn(model_id, seq_id)
     try:
         return context.numbering.submit(context.service, model_id, seq_id, operation)
