@@ -117,7 +117,8 @@ def default_limits(device: torch.device) -> Limits:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return Limits(256, free // 2, 2 * GIB, prefill_tokens=16384, busy_prefill_tokens=2048)
-    return Limits(64, psutil.virtual_memory().available // 4, GIB, prefill_tokens=1024, busy_prefill_tokens=256)
+    free = psutil.virtual_memory().available
+    return Limits(64, free // 4, min(GIB, free // 32), prefill_tokens=1024, busy_prefill_tokens=256)
 
 
 def _stopped() -> Stopped:

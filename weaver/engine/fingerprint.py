@@ -2,18 +2,36 @@
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import fields, is_dataclass
-from typing import Any
+from dataclasses import dataclass, fields, is_dataclass
+from functools import lru_cache
+from typing import Any, Final
 
 import numpy as np
 
-Fingerprint = Mapping[str, bytes]
-"""A digest for each part of a request: enough to tell that another one differs, and in what."""
+_SIZE: Final = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Fingerprint:
+    """A digest for each part of a request: enough to tell that another one differs, and in what. Small, for servers
+    remember many."""
+
+    names: tuple[str, ...] = ()
+    digests: bytes = b""
+
+    def by_name(self) -> dict[str, bytes]:
+        return {name: self.digests[n * _SIZE : (n + 1) * _SIZE] for n, name in enumerate(self.names)}
 
 
 def fingerprint(**parts: object) -> Fingerprint:
     """Equal parts, arrays included, have equal digests."""
-    return {name: _digest(part) for name, part in parts.items()}
+    return Fingerprint(_shared(tuple(parts)), b"".join(map(_digest, parts.values())))
+
+
+@lru_cache(maxsize=256)
+def _shared(names: tuple[str, ...]) -> tuple[str, ...]:
+    """The same object for the same kind of request."""
+    return names
 
 
 def parts_of(value: Any) -> dict[str, object]:
@@ -23,11 +41,12 @@ def parts_of(value: Any) -> dict[str, object]:
 
 def differences(first: Fingerprint, second: Fingerprint) -> str:
     """The names of the parts that differ."""
-    return " and ".join(sorted(name for name in first.keys() | second.keys() if first.get(name) != second.get(name)))
+    ones, others = first.by_name(), second.by_name()
+    return " and ".join(sorted(name for name in ones | others if ones.get(name) != others.get(name)))
 
 
 def _digest(value: object) -> bytes:
-    digest = hashlib.blake2b(digest_size=16)
+    digest = hashlib.blake2b(digest_size=_SIZE)
     for part in _parts(value):
         digest.update(len(part).to_bytes(8, "little"))
         digest.update(part)

@@ -123,7 +123,7 @@ class Lane:
             self._end_call()
             return None
         refusal = Refusal(error)
-        self._remember(seq_id, _Accepted({}, refusal.request_id, REFUSED))
+        self._remember(seq_id, _Accepted(Fingerprint(), refusal.request_id, REFUSED))
         return refusal
 
     def head(self, now: float) -> Work | None:

@@ -31,7 +31,8 @@ from weaver.domain import (
 from weaver.loss import TARGET_TOKENS
 
 KEPT: Final = 16_384
-"""How many sequences can wait to be trained on."""
+KEPT_TOKENS: Final = 1 << 23
+"""How many sequences, and how many tokens of them, can wait to be trained on."""
 
 MEAN, MAX = "sampler_mismatch:mean", "sampler_mismatch:max"
 """The metrics of a pass: the difference of the logprobs in nats, over the tokens it could be told of."""
@@ -84,6 +85,7 @@ class MismatchWatch:
         self._lock = threading.Lock()
         self._adapters: dict[str, str] = {}  # what has the weights that its model has now: adapter -> model
         self._drawn: OrderedDict[tuple[str, bytes], _Drawn] = OrderedDict()
+        self._drawn_tokens = 0
         self._found: dict[str, Mismatch] = {}
         self._bad: set[str] = set()
 
@@ -102,7 +104,7 @@ class MismatchWatch:
         with self._lock:
             self._adapters = {adapter: model for adapter, model in self._adapters.items() if model != model_id}
             for key in [key for key in self._drawn if key[0] == model_id]:
-                del self._drawn[key]
+                self._forget(*key)
 
     def forget(self, model_id: str) -> None:
         """The model is gone."""
@@ -122,9 +124,11 @@ class MismatchWatch:
             for sequence in result.sequences:
                 name = _name(np.concatenate([request.prompt_n, sequence.tokens]))
                 if self._is_watched(name) and len(request.prompt_n) and (drawn := _drawn(request, sequence)):
+                    self._forget(model_id, name)
                     self._drawn[model_id, name] = drawn
-            while len(self._drawn) > KEPT:
-                self._drawn.popitem(last=False)
+                    self._drawn_tokens += len(drawn.logprobs_D)
+            while len(self._drawn) > KEPT or self._drawn_tokens > KEPT_TOKENS:
+                self._forget(*next(iter(self._drawn)))
 
     def trained(self, one: Pass, result: ForwardBackwardResult) -> ForwardBackwardResult:
         """The result of a pass; with what was found in its metrics, where some of its data were drawn and watched."""
@@ -155,8 +159,13 @@ class MismatchWatch:
             start = len(trained_T) - len(drawn.logprobs_D)
             if drawn.mask != _mask(datum.sampling_mask, start):
                 return None
-            del self._drawn[key]
+            self._forget(*key)
         return np.abs(trained_T[start:] - drawn.logprobs_D)
+
+    def _forget(self, model_id: str, name: bytes) -> None:
+        """Drop what was kept of a sequence, if anything was. The caller has the lock."""
+        dropped = self._drawn.pop((model_id, name), None)
+        self._drawn_tokens -= 0 if dropped is None else len(dropped.logprobs_D)
 
     def _is_watched(self, name: bytes) -> bool:
         return int.from_bytes(name[:4], "big") < self._share * 2**32

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -64,6 +65,12 @@ class Completions:
             while log.completions and log.completions[0][0] <= cursor:
                 log.completions.popleft()
             return [completion for _, completion in log.completions], log.last, log.next
+
+    def keep(self, is_there: Callable[[str], bool]) -> None:
+        """Drop completions of requests whose results are not there any more: nobody who asked for them waits still."""
+        with self._lock:
+            for log in self._logs.values():
+                log.completions = deque((one for one in log.completions if is_there(one[1].request_id)), REMEMBERED)
 
     def forget_session(self, session_id: str) -> None:
         """Drop the logs of a session's samplers."""

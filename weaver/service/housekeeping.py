@@ -1,5 +1,6 @@
 """What has to be done from time to time although nobody asks for it."""
 
+import ctypes
 import logging
 import threading
 from collections.abc import Callable
@@ -26,3 +27,12 @@ class Housekeeper:
                 self._tidy()
             except Exception:  # a full disk or a busy database now must not keep it from being done later
                 log.exception("tidying up failed; it is tried again in %s seconds", self._seconds)
+
+
+def give_back_memory() -> None:
+    """What was freed goes back to the system. The C library keeps what lies between pieces that are in use: all that a
+    pass has used, and more from time to time, for the next one leaves other holes. Where it has no such call, nothing.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

@@ -19,6 +19,8 @@ TRAINED, PROMPT, CACHED_PROMPT, SAMPLED, CHECKPOINT = "trained", "prompt", "cach
 TRACED_SESSIONS: Final = 100
 TRACED_OPERATIONS: Final = 10_000
 """Of the newest so many sessions the newest so many operations can be told; older ones are forgotten."""
+TRACED_ALTOGETHER: Final = 100_000
+"""Past this, the session that has been silent longest is forgotten."""
 
 
 @dataclass(slots=True)
@@ -67,13 +69,13 @@ class Meter:
 
     def training(self, model_id: str, work: Work) -> None:
         """Watch an accepted operation of a model."""
-        span = self._span(type(work.operation).__name__, model_id, work.seq_id)
-        work.future.add_done_callback(lambda done: self._settle(span, done, _trained(work)))
+        span, quantities = self._span(type(work.operation).__name__, model_id, work.seq_id), _trained(work)
+        work.future.add_done_callback(lambda done: self._settle(span, done, quantities))
 
     def sampling(self, key: tuple[str, int], request: SampleRequest, future: "Future[SampleResult]") -> None:
         """Watch a sample request, known by its sampling session and number."""
-        span = self._span("Sample", *key)
-        future.add_done_callback(lambda done: self._settle(span, done, _sampled(done, request)))
+        span, prompt_tokens = self._span("Sample", *key), len(request.prompt_n)
+        future.add_done_callback(lambda done: self._settle(span, done, _sampled(done, prompt_tokens)))
 
     def now(self) -> float:
         """The time by which it measures."""
@@ -105,7 +107,7 @@ class Meter:
         with self._lock:
             self._spans.setdefault(session_id, deque(maxlen=TRACED_OPERATIONS)).append(span)
             self._spans.move_to_end(session_id)
-            if len(self._spans) > TRACED_SESSIONS:
+            while len(self._spans) > TRACED_SESSIONS or sum(map(len, self._spans.values())) > TRACED_ALTOGETHER:
                 self._spans.popitem(last=False)
         return span
 
@@ -138,10 +140,10 @@ def _trained(work: Work) -> Iterable[tuple[str, int]]:
             return []
 
 
-def _sampled(done: "Future[SampleResult]", request: SampleRequest) -> Iterable[tuple[str, int]]:
+def _sampled(done: "Future[SampleResult]", prompt_tokens: int) -> Iterable[tuple[str, int]]:
     if done.cancelled() or done.exception() is not None:
         return []
     result = done.result()
     cached = result.cached_prompt_tokens
     drawn = sum(len(sequence.tokens) for sequence in result.sequences)
-    return [(PROMPT, len(request.prompt_n) - cached), (CACHED_PROMPT, cached), (SAMPLED, drawn)]
+    return [(PROMPT, prompt_tokens - cached), (CACHED_PROMPT, cached), (SAMPLED, drawn)]

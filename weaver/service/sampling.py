@@ -47,7 +47,7 @@ class SamplingSessions:
         self.completions = Completions()
         self._lock = threading.Lock()
         self._created: dict[tuple[str, int], tuple[Fingerprint, str]] = {}
-        self._seen: OrderedDict[tuple[str, int], tuple[Fingerprint, SampleTicket]] = OrderedDict()
+        self._seen: OrderedDict[tuple[str, int], tuple[Fingerprint, str]] = OrderedDict()
 
     def create(self, session_id: str, seq_id: int, base_model: str | None, saved: CheckpointInfo | None) -> str:
         """A new sampling session, or the first one's id for a repeat of (session_id, seq_id)."""
@@ -108,12 +108,18 @@ class SamplingSessions:
         with self._lock:
             return self._queue((sampling_session_id, seq_id), row, request, record)
 
+    def tidy(self) -> None:
+        """Drop what only says that a result is there, of results that are not any more."""
+        self.completions.keep(self._futures.knows)
+
     def end_session(self, session_id: str) -> None:
-        """Free the nameless snapshots of a session."""
+        """Free the nameless snapshots of a session, and what was noted of its requests."""
         self.completions.forget_session(session_id)
         with self._lock:
-            for key in [key for key in self._created if key[0] == session_id]:
-                del self._created[key]
+            for created in [key for key in self._created if key[0] == session_id]:
+                del self._created[created]
+            for seen in [key for key in self._seen if key[0].startswith(f"{session_id}:")]:
+                del self._seen[seen]
         for row in self._store.samplers_of(session_id):
             if row["adapter_id"] is not None and row["model_path"] is None:
                 self._base_models.sampler(row["base_model"]).forget(row["adapter_id"])
@@ -129,18 +135,18 @@ class SamplingSessions:
                     f"seq_id {key[1]} of sampler {key[0]} was used by a different request: this one has another "
                     f"{differences(first_asked, asked)}; a retry must repeat the request exactly"
                 )
-            return first
+            return _ticket(first, request)
         sampled = self._base_models.sampler(row["base_model"]).sample(request)
         sampled.add_done_callback(lambda done: self._compare(request, done))  # before its client can hear of it
         request_id = uuid.uuid4().hex
-        ticket = SampleTicket(request_id, tuple(f"{request_id}:{index}" for index in range(request.num_samples)))
+        ticket = _ticket(request_id, request)
         future: Future[SampleResult] = sampled
         if record:
             future = self._recorded.recorded(sampled, row["session_id"], ticket.sequence_ids)
         self._futures.add(request_id, future, cancellable=True, waits_for=sampled.waits_for)
         self._meter.sampling(key, request, future)
         self.completions.watch(client_of(*key), request_id, future)
-        self._seen[key] = (asked, ticket)
+        self._seen[key] = (asked, request_id)
         if len(self._seen) > REMEMBERED:
             self._seen.popitem(last=False)
         return ticket
@@ -176,6 +182,10 @@ class SamplingSessions:
         if row is None or session is None or session["ended"] is not None:
             raise Forgotten(f"there is no sampling session {sampling_session_id!r}, or its session has ended")
         return row
+
+
+def _ticket(request_id: str, request: SampleRequest) -> SampleTicket:
+    return SampleTicket(request_id, tuple(f"{request_id}:{index}" for index in range(request.num_samples)))
 
 
 def _base_model_name(base_model: str | None, saved: CheckpointInfo | None) -> str:

@@ -24,7 +24,7 @@ from weaver.service.deployments import Deployments
 from weaver.service.downloads import Downloads, Signer
 from weaver.service.exports import Exports
 from weaver.service.futures import FutureTable
-from weaver.service.housekeeping import Housekeeper
+from weaver.service.housekeeping import Housekeeper, give_back_memory
 from weaver.service.imports import Imports
 from weaver.service.meter import Meter
 from weaver.service.observing import Observers
@@ -107,6 +107,8 @@ class Service:
         self.archive.tidy()
         self.exports.tidy()
         self.meter.flush()
+        self._sampling.tidy()
+        give_back_memory()
 
     def losses(self) -> tuple[Loss, ...]:
         """Every loss that plugins bring, by name."""
