@@ -1,5 +1,6 @@
 """Run the application: a socket, a service behind it, and a clean end."""
 
+import gc
 import resource
 import signal
 import socket
@@ -14,11 +15,14 @@ from weaver.errors import InvalidInput
 from weaver.server.app import create_app
 from weaver.service import Service
 
+STOP_SECONDS: Final = 5
+"""How long answers that are being sent may take when the server stops. What waits ends at once."""
+
 _OPEN_FILES: Final = 65_536
 
 
 class _Server(uvicorn.Server):
-    """uvicorn, saying when it is ready and ending long polls before it waits for them."""
+    """uvicorn, saying when it is ready and ending long polls and half-sent bodies before it waits for them."""
 
     def __init__(self, config: uvicorn.Config, ready: Callable[[], None], stop: Callable[[], None]) -> None:
         super().__init__(config)
@@ -66,6 +70,7 @@ def serve(config: Config, host: str, port: int, announce: Callable[[str], None])
             _run(service, config, bound, announce)
         finally:
             service.close()
+            gc.freeze()  # the interpreter looks through all that torch has left several times, for seconds, for nothing
 
 
 def _run(service: Service, config: Config, bound: socket.socket, announce: Callable[[str], None]) -> None:
@@ -96,7 +101,7 @@ def _settings(app: object) -> uvicorn.Config:
         lifespan="off",
         backlog=4096,
         timeout_keep_alive=120,
-        timeout_graceful_shutdown=20,
+        timeout_graceful_shutdown=STOP_SECONDS,
     )
 
 

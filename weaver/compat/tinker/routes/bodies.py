@@ -1,27 +1,32 @@
 """Request bodies: read whole, uncompressed and parsed, with a bound on what they may grow to."""
 
+import asyncio
 from typing import Any, Final
 
 import zstandard
 from fastapi import Request
 from pydantic_core import from_json
 
-from weaver.errors import InvalidInput
+from weaver.compat.context import ServerContext
+from weaver.errors import InvalidInput, Stopped
 
 # Far beyond any request of the SDK (it splits at 5 MB), far below what would take the server down.
 BODY_LIMIT: Final = 2**30
 
 
 async def read_body(request: Request, limit: int = BODY_LIMIT) -> bytes:
-    """The body, uncompressed. Raises InvalidInput beyond `limit` bytes or for an encoding this server cannot read."""
-    parts: list[bytes] = []
-    size = 0
-    async for part in request.stream():
-        parts.append(part)
-        size += len(part)
-        if size > limit:
-            raise InvalidInput(f"the body is longer than {limit} bytes")
-    body = b"".join(parts)
+    """The body, uncompressed. Raises InvalidInput beyond `limit` bytes or for an encoding this server cannot read, and
+    Stopped when the server stops before it is there."""
+    context: ServerContext = request.app.state.context
+    reading, stop = asyncio.create_task(_received(request, limit)), asyncio.create_task(context.stopping.wait())
+    try:
+        await asyncio.wait({reading, stop}, return_when=asyncio.FIRST_COMPLETED)
+        if not reading.done():
+            raise Stopped("the server is shutting down")
+    finally:
+        reading.cancel()
+        stop.cancel()
+    body = reading.result()
     match request.headers.get("content-encoding", "identity").lower():
         case "identity":
             return body
@@ -29,6 +34,17 @@ async def read_body(request: Request, limit: int = BODY_LIMIT) -> bytes:
             return decompress(body, limit)
         case encoding:
             raise InvalidInput(f"Content-Encoding is {encoding!r}; this server reads zstd or none")
+
+
+async def _received(request: Request, limit: int) -> bytes:
+    parts: list[bytes] = []
+    size = 0
+    async for part in request.stream():
+        parts.append(part)
+        size += len(part)
+        if size > limit:
+            raise InvalidInput(f"the body is longer than {limit} bytes")
+    return b"".join(parts)
 
 
 def decompress(body: bytes, limit: int) -> bytes:
