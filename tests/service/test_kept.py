@@ -1,4 +1,4 @@
-"""What a server holds in memory of what is over: results for a while, and nothing that grows with the number of steps."""
+"""What a server holds in memory of what is over: results for a while, and nothing that grows with the steps."""
 
 import gc
 import itertools
