@@ -19,6 +19,8 @@ STOP_SECONDS: Final = 5
 """How long answers that are being sent may take when the server stops. What waits ends at once."""
 
 _OPEN_FILES: Final = 65_536
+_ALIVE: Final = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 20, "TCP_KEEPCNT": 3}
+"""Seconds of silence until the other end is asked whether it is there, between two questions, and how many of them."""
 
 
 class _Server(uvicorn.Server):
@@ -40,10 +42,17 @@ class _Server(uvicorn.Server):
 
 
 def listening_socket(host: str, port: int) -> socket.socket:
-    """A bound socket; port 0 takes a free one. Bound before models load: a taken port shall not cost minutes."""
+    """A bound socket; port 0 takes a free one. Bound before models load: a taken port shall not cost minutes.
+
+    Its connections notice when the machine at the other end is gone, also those over which nothing is sent.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     bound = socket.socket(family, socket.SOCK_STREAM)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _ALIVE.items():
+        if hasattr(socket, name):  # elsewhere the system's own times hold
+            bound.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
     try:
         bound.bind((host, port))
     except OSError as error:

@@ -12,11 +12,13 @@ from weaver.errors import InvalidInput, Stopped
 
 # Far beyond any request of the SDK (it splits at 5 MB), far below what would take the server down.
 BODY_LIMIT: Final = 2**30
+SILENT_SECONDS: Final = 120.0
+"""How long a body may stop coming before its sender is taken for gone."""
 
 
 async def read_body(request: Request, limit: int = BODY_LIMIT) -> bytes:
-    """The body, uncompressed. Raises InvalidInput beyond `limit` bytes or for an encoding this server cannot read, and
-    Stopped when the server stops before it is there."""
+    """The body, uncompressed. Raises InvalidInput beyond `limit` bytes, for one that stops coming or an encoding this
+    server cannot read, and Stopped when the server stops before it is there."""
     context: ServerContext = request.app.state.context
     reading, stop = asyncio.create_task(_received(request, limit)), asyncio.create_task(context.stopping.wait())
     try:
@@ -38,12 +40,17 @@ async def read_body(request: Request, limit: int = BODY_LIMIT) -> bytes:
 
 async def _received(request: Request, limit: int) -> bytes:
     parts: list[bytes] = []
-    size = 0
-    async for part in request.stream():
-        parts.append(part)
-        size += len(part)
-        if size > limit:
-            raise InvalidInput(f"the body is longer than {limit} bytes")
+    size, now = 0, asyncio.get_running_loop().time
+    try:
+        async with asyncio.timeout(SILENT_SECONDS) as patience:
+            async for part in request.stream():
+                patience.reschedule(now() + SILENT_SECONDS)
+                parts.append(part)
+                size += len(part)
+                if size > limit:
+                    raise InvalidInput(f"the body is longer than {limit} bytes")
+    except TimeoutError:
+        raise InvalidInput(f"the body stopped after {size} bytes, for {SILENT_SECONDS:g} s; send it again") from None
     return b"".join(parts)
 
 
