@@ -58,7 +58,7 @@ def remembered(context):
 
 
 def test_models_whose_sessions_have_ended_are_forgotten_with_the_next_one(context, service):
-    for seq_id in (1, 2):
+    for _ in range(2):
         session_id, model_id = new_model(context)
         good(context, "POST", f"/models/{model_id}/forward-backward-passes", a_pass(seq_id=1))
         assert remembered(context) == (1, 1)
