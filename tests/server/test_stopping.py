@@ -9,6 +9,7 @@ import sys
 from contextlib import contextmanager
 
 import httpx
+import pytest
 from starlette.requests import Request
 
 from tests.server.conftest import echo_config, serving
@@ -26,11 +27,15 @@ main()
 
 
 def begin(url, path, sent, length):
-    """A connection on which so much of a body has been sent, and no more is."""
+    """A connection on which so much of a body has been sent, and no more is. The server is waiting for the rest."""
     address = httpx.URL(url)
     connection = socket.create_connection((address.host, address.port), timeout=60)
-    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nX-API-Key: {KEY}\r\nContent-Type: application/json\r\n"
-    connection.sendall(f"{head}Content-Length: {length}\r\n\r\n".encode() + sent)
+    head = [f"POST {path} HTTP/1.1", "Host: x", f"X-API-Key: {KEY}", "Content-Type: application/json"]
+    head += ["Expect: 100-continue", f"Content-Length: {length}"]
+    connection.sendall("\r\n".join([*head, "", ""]).encode())
+    go_on = b"HTTP/1.1 100 Continue\r\n\r\n"
+    assert connection.recv(len(go_on), socket.MSG_WAITALL) == go_on
+    connection.sendall(sent)
     return connection
 
 
@@ -57,35 +62,53 @@ def started(data_dir):
         server.communicate()
 
 
+def never(client, url):
+    """The id of a request that waits for a number that does not come."""
+
+    def post(path, **body):
+        answered = client.post(f"{url}/api/v1/{path}", json=body, headers={"X-API-Key": KEY})
+        assert answered.status_code == 200, answered.text
+        return answered.json()
+
+    session_id = post("create_session", tags=[], sdk_version="0.38.0")["session_id"]
+    made = {"session_id": session_id, "model_seq_id": 0, "base_model": MODEL, "lora_config": {"rank": 2}}
+    model_id = f"{session_id}:train:0"
+    assert post("create_model", **made)["request_id"]
+    return post("optim_step", model_id=model_id, seq_id=5, adam_params={"learning_rate": 0.1})["request_id"]
+
+
 PATHS = ("/api/v1/create_session", "/api/v1/sessions/s/models", "/v1/chat/completions")
 
 
 def test_a_server_that_stops_waits_for_nobody(tmp_path):
-    """Half a body, half a head, connections that are kept open and long polls of what never comes; and then the
+    """Not for half a body, the poll of what never comes, or connections that are kept open or silent; and then the
     interpreter goes without looking through all that is left."""
     with started(tmp_path) as (server, url), httpx.Client() as kept:
         assert kept.get(f"{url}/api/v1/healthz").json() == {"status": "ok"}
-        halves = [begin(url, path, b'{"a', 1000) for path in PATHS]
-        silent = [begin(url, PATHS[0], b"", 10), socket.create_connection(halves[0].getpeername())]
+        asked = json.dumps({"request_id": never(kept, url)}).encode()
+        waiting = [begin(url, path, b'{"a', 1000) for path in PATHS]
+        waiting.append(begin(url, "/api/v1/retrieve_future", asked, len(asked)))
+        silent = socket.create_connection(waiting[0].getpeername())
         server.send_signal(signal.SIGTERM)
-        answers = [answer(connection) for connection in halves]
-        assert [status for status, _ in answers] == [503, 503, 503]
+        answers = [answer(connection) for connection in waiting]
+        assert [status for status, _ in answers] == [503] * 4
         assert all("the server is shutting down" in json.dumps(body) for _, body in answers)
         said = server.communicate(timeout=60)[0]
         assert server.returncode == 0
         assert int(said.rpartition("left alone ")[2]) > 10_000
-        for connection in (*halves, *silent):
+        for connection in (*waiting, silent):
             connection.close()
 
 
-def test_a_body_that_stops_coming_is_given_up(tmp_path, monkeypatch):
+@pytest.mark.parametrize("sent", [b"", b'{"ab'])
+def test_a_body_that_stops_coming_is_given_up(tmp_path, monkeypatch, sent):
     monkeypatch.setattr(bodies, "SILENT_SECONDS", 0.01)
     service = Service(echo_config(tmp_path))
     try:
-        with serving(service) as url, begin(url, PATHS[0], b'{"ab', 1000) as connection:
+        with serving(service) as url, begin(url, PATHS[0], sent, 1000) as connection:
             status, body = answer(connection)
             assert status == 400
-            assert "the body stopped after 4 bytes, for 0.01 s; send it again" in json.dumps(body)
+            assert "for 0.01 s; send it again" in json.dumps(body)
             assert service.sessions.page(10, 0).total == 0
     finally:
         service.close()

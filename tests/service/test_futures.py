@@ -141,7 +141,7 @@ def test_an_error_holds_no_frames_and_says_in_a_note_where_it_came_from(table):
     gc.collect()
     assert [seen() for seen in gone] == [None]
     error = table.get("a").exception()
-    assert (str(error), str(error.__cause__)) == ("no", "\"the loss's own\"")
+    assert (str(error), str(error.__cause__)) == ("no", '"the loss\'s own"')
     [note] = error.__notes__
     assert "in failing" in note
     assert "the loss's own" in note
