@@ -41,9 +41,9 @@ def good(context, method, path, body=None):
     return value
 
 
-def new_model(context):
+def new_model(context, longest=None):
     session_id = good(context, "POST", "/sessions", {"tags": ["t"]})["id"]
-    body = {"model_seq_id": 1, "base_model": MODEL, "training_max_sequence_length": 32}
+    body = {"model_seq_id": 1, "base_model": MODEL, "training_max_sequence_length": longest}
     return session_id, good(context, "POST", f"/sessions/{session_id}/models", body)["id"]
 
 
@@ -58,14 +58,14 @@ def remembered(context):
 
 
 def test_models_whose_sessions_have_ended_are_forgotten_with_the_next_one(context, service):
-    for _ in range(2):
-        session_id, model_id = new_model(context)
+    for longest in (32, None, 32):
+        session_id, model_id = new_model(context, longest)
         good(context, "POST", f"/models/{model_id}/forward-backward-passes", a_pass(seq_id=1))
-        assert remembered(context) == (1, 1)
+        assert remembered(context) == (1, 0 if longest is None else 1)
         service.finish_session(session_id, "success")
-    _, living = new_model(context)
+    _, living = new_model(context, 32)
     good(context, "POST", f"/models/{living}/forward-backward-passes", a_pass(seq_id=1))
-    new_model(context)
+    new_model(context, 32)
     assert remembered(context) == (1, 2)
     assert good(context, "GET", f"/models/{living}")["last_seq_id"] == 1
 
