@@ -27,7 +27,7 @@ def draw(watch, first, length):
 
 
 def kept(watch):
-    return [len(logprobs) for logprobs in watch._drawn.values()], watch._drawn_tokens
+    return [len(drawn.logprobs_D) for drawn in watch._drawn.values()], watch._drawn_tokens
 
 
 def test_long_sequences_are_bounded_by_their_tokens_the_oldest_go(watch, monkeypatch):

@@ -12,7 +12,8 @@ import httpx
 import pytest
 from starlette.requests import Request
 
-from tests.server.conftest import echo_config, serving
+from tests.server.conftest import echo_config
+from tests.serving import serving
 from weaver.compat.tinker.routes import bodies
 from weaver.server.serve import listening_socket
 from weaver.service import Service
