@@ -58,7 +58,8 @@ class Server:
         models = tuple(ModelSource(name, str(folder), "cpu") for name, folder in self.folders.items())
         config = Config(models=models, data_dir=self.data_dir, **self.settings)
         self.service = Service(config, self.registry, self.clock, self.ticks)
-        self._running = Running(create_app(self.service)).start()
+        self.app = create_app(self.service)
+        self._running = Running(self.app).start()
         self.url = self._running.url
 
     def stop(self):

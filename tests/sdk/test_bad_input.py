@@ -674,7 +674,7 @@ def test_nothing_was_written_elsewhere(subject):
 def guarded(server, folders, tmp_path):
     """A server of its own that asks for a key."""
     running = type(server)(folders, tmp_path)
-    running._app.state.context = replace(running._app.state.context, api_keys=("tml-right", "tml-too"))
+    running.app.state.context = replace(running.app.state.context, api_keys=("tml-right", "tml-too"))
     yield running
     running.stop()
 

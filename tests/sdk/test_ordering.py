@@ -71,7 +71,7 @@ class Recorder:
 def exchanges(server):
     """All that has reached the server; put in place before its first request."""
     kept = []
-    server._app.add_middleware(Recorder, exchanges=kept)
+    server.app.add_middleware(Recorder, exchanges=kept)
     return kept
 
 
