@@ -25,7 +25,8 @@ class Running:
         self.url = url_of(self._socket)
         config = uvicorn.Config(wrapped or app, log_level=log_level, lifespan="off", ws="none", timeout_keep_alive=120)
         self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._socket]})
+        # A fixture that fails before it can stop the server must not keep the tests from ending.
+        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._socket]}, daemon=True)
 
     def start(self):
         self._socket.listen(512)
