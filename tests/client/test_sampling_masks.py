@@ -7,6 +7,10 @@ from transformers import AutoModelForCausalLM
 
 import weaver
 from tests.tiny_models import VOCABULARY
+from weaver.compat.weaver_wire import requests
+from weaver.compat.weaver_wire.errors import NotOffered
+from weaver.compat.weaver_wire.sampling import _masks
+from weaver.domain import SampledSequence, StopReason
 
 from .conftest import MODEL, new_model
 
@@ -97,6 +101,12 @@ def test_a_greedy_token_was_drawn_among_itself_and_teaches_nothing(service):
     assert min(sequence["logprobs"]) < -0.1
     trainer.forward_backward([drawn_datum(sequence)], "importance_sampling")
     assert trainer.optim_step(types.AdamParams(learning_rate=0.01))["metrics"]["grad_norm"] == 0
+
+
+def test_a_sampler_that_tells_none_is_no_empty_mask():
+    told = SampledSequence(np.array([3]), np.zeros(1, np.float32), StopReason.LENGTH)
+    with pytest.raises(NotOffered, match="return_sampling_mask: this server's sampler does not tell"):
+        _masks(told, requests.Sample(prompt={}, return_sampling_mask=True))
 
 
 def test_both_ways_tell_the_same_masks(local, server):

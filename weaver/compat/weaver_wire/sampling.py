@@ -188,7 +188,9 @@ def _masks(sequence: SampledSequence, asked: requests.Sample) -> list[list[int]]
     """A row for each token. On this wire a greedy one was drawn among itself alone: trained so, it has no gradient."""
     if asked.sampling_params.temperature == 0:
         return [[token] for token in sequence.tokens.tolist()]
-    return sequence.sampling_mask.lists() if sequence.sampling_mask is not None else []
+    if sequence.sampling_mask is None:
+        raise NotOffered("return_sampling_mask: this server's sampler does not tell what tokens were drawn among")
+    return sequence.sampling_mask.lists()
 
 
 def _logprobs(values: Any) -> list[float | None]:
